@@ -1,0 +1,753 @@
+"""The masks of `dropseed.mask` on a CPU, by Numba: drawn and applied in one pass, never stored.
+
+Policy: launchers trust their input (`dropseed.mask` has checked it) and take plain values:
+buffers, draws, key, threshold, scale. A buffer is a dense NumPy array, its axes in any order;
+int16 holds the bits of float16, uint16 those of bfloat16. The key is its four uint32 words.
+
+How a chunk is made: the Philox words of plane 0 *are* the first bytes of the draws, in order. A
+byte above the threshold's first byte is kept, one below it dropped. One that ties (1 in 256) is
+settled by further planes, for the ties alone, and its byte overwritten with the verdict. Then one
+loop compares bytes and selects: a dropped value is never multiplied, so a dropped NaN is 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic, overload
+
+from dropseed.mask.shard import Draws
+
+Array = npt.NDArray[Any]
+KeyWords = tuple[int, int, int, int]
+
+CHUNK = 2**14  # draws made at once: their bytes stay in the cache
+GRAIN = 2**15  # elements that pay for waking another thread
+TIES = 64  # ties settled at once
+TILE = 2**16  # bytes of a tile that is turned
+TILE_EDGE = 512
+SLOT = TILE_EDGE + 80  # room for one row of draws at any offset, in whole groups of 64 bytes
+ALL = 2**32  # the threshold that drops everything
+_LOW = np.uint64(0xFFFFFFFF)
+_VECTOR64 = ir.VectorType(ir.IntType(8), 64)
+
+
+# ---- compiling -------------------------------------------------------------------------------
+
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Numba's decorator as every kernel uses it; without a disk cache where none is writable."""
+    options |= {"nogil": True, "error_model": "numpy"}
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:
+            warnings.warn(
+                "No folder for Numba's cache is writable: dropseed compiles its kernels anew in "
+                "each process. Set NUMBA_CACHE_DIR to a writable folder.",
+                stacklevel=2,
+            )
+            return numba.njit(**options)(function)
+
+    return decorate
+
+
+_kernel = _compiled()
+_parallel_kernel = _compiled(parallel=True)
+
+
+@intrinsic
+def _equal64(typing: Any, data: Any, start: Any, value: Any) -> Any:
+    """The set of i in [0, 64) with ``data[start + i] == value``, as the bits of a uint64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), _VECTOR64.as_pointer())
+        none = ir.Constant(_VECTOR64, ir.Undefined)
+        one = builder.insert_element(none, args[2], ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), 64), None)
+        splat = builder.shuffle_vector(one, none, zeros)
+        equal = builder.icmp_unsigned("==", builder.load(place, align=1), splat)
+        return builder.bitcast(equal, ir.IntType(64))
+
+    return types.uint64(data, types.int64, types.uint8), codegen
+
+
+@intrinsic
+def _lowest_bit(typing: Any, bits: Any) -> Any:
+    """The position of the lowest set bit of a uint64, 64 where there is none."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def _turn8(typing: Any, data: Any, rows: Any, at: Any, out: Any, to: Any, pitch: Any) -> Any:
+    """Transpose 8 by 8 bytes from ``data[rows[j] + at :]`` to ``out[to + i * pitch :]``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word, eight, bytes64 = ir.IntType(64), ir.VectorType(ir.IntType(64), 8), _VECTOR64
+        source, firsts, target = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 1, 3)
+        )
+        lanes = [ir.Constant(ir.IntType(32), j) for j in range(8)]
+        words = ir.Constant(eight, ir.Undefined)
+        for lane in lanes:
+            first = builder.load(builder.gep(firsts, [lane]))
+            place = builder.gep(source, [builder.add(first, args[2])])
+            row = builder.load(builder.bitcast(place, word.as_pointer()), align=1)
+            words = builder.insert_element(words, row, lane)
+        turn = ir.Constant(
+            ir.VectorType(ir.IntType(32), 64), [8 * j + i for i in range(8) for j in range(8)]
+        )
+        words = builder.bitcast(words, bytes64)
+        words = builder.shuffle_vector(words, ir.Constant(bytes64, ir.Undefined), turn)
+        words = builder.bitcast(words, eight)
+        for lane in lanes:
+            place = builder.gep(target, [args[4]])
+            row = builder.extract_element(words, lane)
+            builder.store(row, builder.bitcast(place, word.as_pointer()), align=1)
+            args = [*args[:4], builder.add(args[4], args[5]), args[5]]
+        return context.get_dummy_value()
+
+    return types.void(data, rows, types.int64, out, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _half_to_float(typing: Any, bits: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.int16), codegen
+
+
+@intrinsic
+def _float_to_half(typing: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.int16(types.float32), codegen
+
+
+@intrinsic
+def _bits_to_float(typing: Any, bits: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic
+def _float_to_bits(typing: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+# ---- drawing ---------------------------------------------------------------------------------
+
+
+@_compiled(inline="always")  # left to LLVM, its loop stays rolled and nothing vectorises
+def _philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
+    """Ten rounds of Philox4x32 over uint32 values held in uint64, which vectorises best."""
+    for _ in range(10):
+        p0 = (c0 & _LOW) * np.uint64(0xD2511F53)
+        p1 = (c2 & _LOW) * np.uint64(0xCD9E8D57)
+        c0, c1 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & _LOW
+        c2, c3 = (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & _LOW
+        k0 = (k0 + np.uint64(0x9E3779B9)) & _LOW
+        k1 = (k1 + np.uint64(0xBB67AE85)) & _LOW
+    return c0, c1, c2, c3
+
+
+@_kernel
+def _words(words: Array, key: KeyWords, plane: int, block: int) -> None:
+    """The Philox words of consecutive blocks, four uint32 each, as many as `words` holds."""
+    # One uint32 among the arguments would double the multiplications.
+    k0, k1, site, step = np.uint64(key[0]), np.uint64(key[1]), np.uint64(key[2]), np.uint64(key[3])
+    high, first = np.uint64(plane) << np.uint64(28), np.uint64(block)
+    for i in range(words.size // 4):
+        at = first + np.uint64(i)
+        w0, w1, w2, w3 = _philox(at & _LOW, high | (at >> np.uint64(32)), site, step, k0, k1)
+        words[4 * i] = np.uint32(w0)
+        words[4 * i + 1] = np.uint32(w1)
+        words[4 * i + 2] = np.uint32(w2)
+        words[4 * i + 3] = np.uint32(w3)
+
+
+@_kernel
+def _bytes(out: Array, indices: Array, key: KeyWords, plane: int) -> None:
+    """One plane's byte of each listed index, as many as `indices` holds."""
+    k0, k1, site, step = np.uint64(key[0]), np.uint64(key[1]), np.uint64(key[2]), np.uint64(key[3])
+    high = np.uint64(plane) << np.uint64(28)
+    for i in range(indices.size):
+        index = np.uint64(indices[i])
+        at = index >> np.uint64(4)
+        w0, w1, w2, w3 = _philox(at & _LOW, high | (at >> np.uint64(32)), site, step, k0, k1)
+        low = w1 if index & np.uint64(4) else w0
+        top = w3 if index & np.uint64(4) else w2
+        word = top if index & np.uint64(8) else low
+        out[i] = np.uint8(word >> ((index & np.uint64(3)) << np.uint64(3)))
+
+
+@_kernel
+def _least(threshold: int) -> Any:
+    """The least byte that is kept, once ties are settled.
+
+    Where the threshold's first byte is 0 and more follows, no byte is below it: there a tie counts
+    as dropped unless its byte is overwritten, elsewhere it counts as kept.
+    """
+    if threshold >> 24 == 0 and threshold > 0:
+        return np.uint8(1)
+    return np.uint8(threshold >> 24)
+
+
+@_kernel
+def _settle(
+    u: Array, ties: Array, indices: Array, found: int, key: KeyWords, threshold: int
+) -> None:
+    """Overwrite the bytes ``u[ties]`` that the further planes decide against `_least`."""
+    lower = np.empty(found, np.uint8)
+    kept_wins = threshold >> 24 == 0
+    verdict = np.uint8(255) if kept_wins else np.uint8(0)
+    for plane in range(1, 4):
+        shift = 24 - 8 * plane
+        byte = np.uint8(threshold >> shift)
+        rest = threshold & ((1 << shift) - 1)
+        _bytes(lower, indices[:found], key, plane)
+        undecided = 0
+        for i in range(found):  # selects, not branches: what is decided here is random
+            tie, open_still = ties[i], lower[i] == byte and rest != 0
+            decided = not open_still and (lower[i] >= byte) == kept_wins
+            u[tie] = verdict if decided else u[tie]
+            ties[undecided], indices[undecided] = tie, indices[i]
+            undecided += open_still
+        found = undecided
+        if found == 0:
+            return
+
+
+@_kernel
+def _scratch() -> tuple[Array, Array, Array, Array]:
+    """Room for one chunk's words, the same room as bytes, and lists of ties and their indices."""
+    words = np.empty(CHUNK // 4 + 256, np.uint32)
+    return words, words.view(np.uint8), np.empty(TIES + 64, np.int64), np.empty(TIES + 64, np.int64)
+
+
+@_kernel
+def _draw(scratch: Any, at: int, key: KeyWords, index: int, count: int, threshold: int) -> int:
+    """Draw [index, index + count) into the scratch's bytes from `at`, a multiple of 16, on.
+
+    Returns where the first draw's byte lies. Ties are settled.
+    """
+    words, u, ties, indices = scratch
+    offset = index & 15
+    blocks = (((offset + count + 15) >> 4) + 3) & ~3  # whole groups of 64 bytes
+    _words(words[at >> 2 : (at >> 2) + 4 * blocks], key, 0, index >> 4)
+    if threshold & 0xFFFFFF:
+        byte = np.uint8(threshold >> 24)
+        found = 0
+        for group in range(at, at + 16 * blocks, 64):
+            equal = _equal64(u, group, byte)
+            more = True
+            while more:  # once without a branch: a group has a tie or none, at random
+                tie = group + _lowest_bit(equal)
+                ties[found] = tie
+                indices[found] = index - offset + tie - at
+                found += equal != 0
+                equal &= equal - np.uint64(1)
+                more = equal != 0
+            if found >= TIES:
+                _settle(u, ties, indices, found, key, threshold)
+                found = 0
+        if found:
+            _settle(u, ties, indices, found, key, threshold)
+    return at + offset
+
+
+# ---- applying --------------------------------------------------------------------------------
+
+
+def _survivor(value: Any, scale: Any) -> Any:
+    """What a kept element becomes: the product in the compute type, rounded to the element's."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_survivor)
+def _survivor_of_type(value: Any, scale: Any) -> Any:
+    if value == types.int16:
+        return _survivor_float16
+    if value == types.uint16:
+        return _survivor_bfloat16
+    if value == types.uint8:
+        return _survivor_flag
+    return _survivor_float
+
+
+def _survivor_float(value: Any, scale: Any) -> Any:
+    return value * scale
+
+
+def _survivor_flag(value: Any, scale: Any) -> Any:
+    return np.uint8(1)
+
+
+def _survivor_float16(value: Any, scale: Any) -> Any:
+    return _float_to_half(_half_to_float(value) * scale)
+
+
+def _survivor_bfloat16(value: Any, scale: Any) -> Any:
+    wide = _bits_to_float(np.uint32(np.uint32(value) << np.uint32(16)))
+    bits = _float_to_bits(wide * scale)
+    even = np.uint32(np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    rounded = np.uint16(np.uint32(bits + even) >> np.uint32(16))
+    infinity = np.uint32(0x7F800000)
+    nan = np.uint32(bits & np.uint32(0x7FFFFFFF)) > infinity
+    return np.uint16(0x7FC0) if nan else rounded
+
+
+@_kernel
+def _select(y: Array, x: Array, u: Array, least: Any, scale: Any) -> None:
+    zero = y.dtype.type(0)
+    for i in range(y.size):
+        value = _survivor(x[i], scale)
+        y[i] = value if u[i] >= least else zero
+
+
+@_kernel
+def _select_in_place(y: Array, u: Array, least: Any, scale: Any) -> None:
+    # Its own loop: called with y = x, the other one finds an overlap and runs unvectorised.
+    zero = y.dtype.type(0)
+    for i in range(y.size):
+        value = _survivor(y[i], scale)
+        y[i] = value if u[i] >= least else zero
+
+
+@_kernel
+def _apply(y: Array, x: Any, at: int, count: int, u: Array, least: Any, scale: Any) -> None:
+    """Drop or keep the elements [at, at + count), each by its own byte."""
+    if x is None:
+        _select_in_place(y[at : at + count], u, least, scale)
+    else:
+        _select(y[at : at + count], x[at : at + count], u, least, scale)
+
+
+@_kernel
+def _scale_all(y: Array, x: Array, scale: Any) -> None:
+    for i in range(y.size):
+        y[i] = _survivor(x[i], scale)
+
+
+@_kernel
+def _scale_all_in_place(y: Array, scale: Any) -> None:
+    for i in range(y.size):
+        y[i] = _survivor(y[i], scale)
+
+
+@_kernel
+def _apply_one(y: Array, x: Any, at: int, count: int, kept: bool, scale: Any) -> None:
+    """Drop or keep the elements [at, at + count) together."""
+    if not kept:
+        y[at : at + count] = y.dtype.type(0)
+    elif x is None:
+        _scale_all_in_place(y[at : at + count], scale)
+    else:
+        _scale_all(y[at : at + count], x[at : at + count], scale)
+
+
+# ---- geometry: which loop, over which part -----------------------------------------------------
+# Each loop takes dims of (size, memory stride, draw stride), from the outermost in memory to the
+# innermost, and does its part of the work: the parts together are the same bits for any number.
+
+
+@_kernel
+def _places(dims: Array, row: int) -> tuple[int, int]:
+    """The memory offset and the draw offset of a row-major position."""
+    memory = draw = 0
+    for d in range(dims.shape[0] - 1, -1, -1):
+        i = row % dims[d, 0]
+        row //= dims[d, 0]
+        memory += i * dims[d, 1]
+        draw += i * dims[d, 2]
+    return memory, draw
+
+
+@_kernel
+def _count(dims: Array) -> int:
+    total = 1
+    for d in range(dims.shape[0]):
+        total *= dims[d, 0]
+    return total
+
+
+@_kernel
+def _repeat(u: Array, first: int, count: int, total: int) -> None:
+    """Continue the bytes ``u[first : first + count]`` periodically to `total` of them."""
+    while count < total:
+        more = min(count, total - count)
+        u[first + count : first + count + more] = u[first : first + more]
+        count += more
+
+
+@_kernel
+def _rows(
+    y: Array, x: Any, dims: Any, key: KeyWords, base: int, threshold: int, scale: Any, part: Any
+) -> None:
+    """Neighbours in memory are neighbours in the draws; along `middle` the rows repeat."""
+    outer, middle, inner = dims
+    scratch, least = _scratch(), _least(threshold)
+    u = scratch[1]
+    length = inner[0, 0]
+    pieces = (length + CHUNK - 1) // CHUNK
+    # Short rows that repeat side by side in memory are applied several at a time.
+    copies, apart = middle[-1, 0], middle[-1, 1]
+    run = min(copies, CHUNK // length) if apart == length and length <= CHUNK // 2 else 1
+    runs = (copies + run - 1) // run
+    repeats = _count(middle[:-1]) * runs
+    tasks = _count(outer) * pieces * repeats
+    drawn = -1
+    first = at = count = 0
+    for task in range(tasks * part[0] // part[1], tasks * (part[0] + 1) // part[1]):
+        drawing = task // repeats
+        if drawing != drawn:
+            drawn = drawing
+            start = drawing % pieces * CHUNK
+            count = min(CHUNK, length - start)
+            memory, draw = _places(outer, drawing // pieces)
+            at = memory + start
+            first = _draw(scratch, 0, key, base + draw + start, count, threshold)
+            _repeat(u, first, count, run * count)
+        repeat = task - drawing * repeats
+        copy = repeat % runs * run
+        place = at + _places(middle[:-1], repeat // runs)[0] + copy * apart
+        _apply(y, x, place, count * min(run, copies - copy), u[first:], least, scale)
+
+
+@_kernel
+def _spread(
+    y: Array, x: Any, dims: Any, key: KeyWords, base: int, threshold: int, scale: Any, part: Any
+) -> None:
+    """Neighbours in memory share a draw; `middle` holds the neighbours in the draws."""
+    outer, middle, inner = dims
+    scratch, least = _scratch(), _least(threshold)
+    u = scratch[1]
+    length, width, apart = inner[0, 0], middle[0, 0], middle[0, 1]
+    pieces = (length + GRAIN - 1) // GRAIN
+    tasks = _count(outer) * width * pieces
+    task, last = tasks * part[0] // part[1], tasks * (part[0] + 1) // part[1]
+    while task < last:
+        row, piece = task // pieces, task % pieces
+        column = row % width
+        count = min(CHUNK, width - column)
+        memory, draw = _places(outer, row // width)
+        first = _draw(scratch, 0, key, base + draw + column, count, threshold)
+        for i in range(min(count, (last - task + piece + pieces - 1) // pieces)):
+            place = memory + (column + i) * apart
+            kept = u[first + i] >= least
+            while piece < pieces and task < last:
+                start = piece * GRAIN
+                _apply_one(y, x, place + start, min(GRAIN, length - start), kept, scale)
+                piece += 1
+                task += 1
+            piece = 0
+
+
+@_kernel
+def _turned(
+    y: Array, x: Any, dims: Any, key: KeyWords, base: int, threshold: int, scale: Any, part: Any
+) -> None:
+    """Neighbours in the draws, along `middle`, lie apart in memory: draw a tile and turn it."""
+    outer, middle, inner = dims
+    scratch, least = _scratch(), _least(threshold)
+    u = scratch[1]
+    tile = np.empty(TILE + 8 * TILE_EDGE, np.uint8)
+    firsts = np.zeros(8, np.int64)
+    length, apart = inner[0, 0], inner[0, 2]
+    height, pitch = middle[0, 0], middle[0, 1]
+    widest = min(length, TILE_EDGE)
+    highest = min(TILE // widest, TILE_EDGE)
+    across = (length + widest - 1) // widest
+    down = (height + highest - 1) // highest
+    tasks = _count(outer) * across * down
+    for task in range(tasks * part[0] // part[1], tasks * (part[0] + 1) // part[1]):
+        memory, draw = _places(outer, task // (across * down))
+        top, left = task // across % down * highest, task % across * widest
+        rows, columns = min(highest, height - top), min(widest, length - left)
+        wide = min(8, columns)
+        for group in range(0, columns, 8):
+            # The last group ends with the tile, or its bytes would run into the next row.
+            j = max(0, min(group, columns - 8))
+            index = base + draw + (left + j) * apart + top
+            if apart == rows:  # the draws go on from column to column: make them in one go
+                firsts[0] = _draw(scratch, 0, key, index, wide * rows, threshold)
+                for i in range(1, wide):
+                    firsts[i] = firsts[0] + i * rows
+            else:
+                for i in range(wide):
+                    firsts[i] = _draw(scratch, i * SLOT, key, index + i * apart, rows, threshold)
+            for i in range(0, rows, 8):
+                _turn8(u, firsts, i, tile, i * columns + j, columns)
+        place = memory + top * pitch + left
+        if pitch == columns:
+            _apply(y, x, place, rows * columns, tile, least, scale)
+        else:
+            for i in range(rows):
+                _apply(y, x, place + i * pitch, columns, tile[i * columns :], least, scale)
+
+
+@_kernel
+def _scattered(
+    y: Array, x: Any, dims: Any, key: KeyWords, base: int, threshold: int, scale: Any, part: Any
+) -> None:
+    """No two draws are neighbours (a shard that skips): each has a Philox call of its own."""
+    outer, _, inner = dims
+    u, least = np.empty(CHUNK, np.uint8), _least(threshold)
+    every = np.empty(CHUNK, np.int64)
+    ties, indices = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
+    byte = np.uint8(threshold >> 24)
+    length = inner[0, 0]
+    pieces = (length + CHUNK - 1) // CHUNK
+    tasks = _count(outer) * pieces
+    for task in range(tasks * part[0] // part[1], tasks * (part[0] + 1) // part[1]):
+        memory, draw = _places(outer, task // pieces)
+        start = task % pieces * CHUNK
+        count = min(CHUNK, length - start)
+        for i in range(count):
+            every[i] = base + draw + (start + i) * inner[0, 2]
+        _bytes(u, every[:count], key, 0)
+        found = 0
+        if threshold & 0xFFFFFF:
+            for i in range(count):
+                if u[i] == byte:
+                    ties[found] = i
+                    indices[found] = every[i]
+                    found += 1
+        if found:
+            _settle(u, ties, indices, found, key, threshold)
+        _apply(y, x, memory + start, count, u, least, scale)
+
+
+@_parallel_kernel
+def _rows_parallel(
+    y: Array, x: Any, dims: Any, key: KeyWords, base: int, threshold: int, scale: Any, parts: int
+) -> None:
+    for part in prange(parts):
+        _rows(y, x, dims, key, base, threshold, scale, (part, parts))
+
+
+@_parallel_kernel
+def _spread_parallel(
+    y: Array, x: Any, dims: Any, key: KeyWords, base: int, threshold: int, scale: Any, parts: int
+) -> None:
+    for part in prange(parts):
+        _spread(y, x, dims, key, base, threshold, scale, (part, parts))
+
+
+@_parallel_kernel
+def _turned_parallel(
+    y: Array, x: Any, dims: Any, key: KeyWords, base: int, threshold: int, scale: Any, parts: int
+) -> None:
+    for part in prange(parts):
+        _turned(y, x, dims, key, base, threshold, scale, (part, parts))
+
+
+@_parallel_kernel
+def _scattered_parallel(
+    y: Array, x: Any, dims: Any, key: KeyWords, base: int, threshold: int, scale: Any, parts: int
+) -> None:
+    for part in prange(parts):
+        _scattered(y, x, dims, key, base, threshold, scale, (part, parts))
+
+
+class _Loop(NamedTuple):
+    serial: Callable[..., None]
+    parallel: Callable[..., None]
+
+
+_ROWS = _Loop(_rows, _rows_parallel)
+_SPREAD = _Loop(_spread, _spread_parallel)
+_TURNED = _Loop(_turned, _turned_parallel)
+_SCATTERED = _Loop(_scattered, _scattered_parallel)
+
+
+class _Plan(NamedTuple):
+    """How to walk a buffer: its axes in memory order, the loop, and the loop's dims."""
+
+    order: tuple[int, ...]
+    loop: _Loop
+    dims: tuple[Array, Array, Array]
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    shape: tuple[int, ...], memory: tuple[int, ...], strides: tuple[int, ...], itemsize: int
+) -> _Plan:
+    """Sort the axes by their place in memory, merge what can be, and pick the loop."""
+    order = tuple(sorted(range(len(shape)), key=lambda axis: (-memory[axis], axis)))
+    axes = [(shape[a], memory[a] // itemsize, strides[a]) for a in order if shape[a] > 1]
+    dims: list[tuple[int, int, int]] = []
+    for size, step, draw in axes:
+        if dims and dims[-1][1:] == (size * step, size * draw):
+            size *= dims.pop()[0]
+        dims.append((size, step, draw))
+    *outer, inner = dims or [(1, 1, 1)]
+    if inner[2] == 1:
+        middle = [dim for dim in outer if dim[2] == 0]
+        loop = _ROWS
+    else:
+        middle = [dim for dim in outer if dim[2] == 1][:1]
+        loop = (_SPREAD if inner[2] == 0 else _TURNED) if middle else _SCATTERED
+    outer = [dim for dim in outer if dim not in middle]
+    middle = middle or [(1, 0, 0)]
+    tables = (np.array(part, np.int64).reshape(-1, 3) for part in (outer, middle, [inner]))
+    return _Plan(order, loop, tuple(tables))  # type: ignore[arg-type]
+
+
+# ---- launching -------------------------------------------------------------------------------
+
+_in_fork = False
+_workqueue = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _in_fork
+    _in_fork = True  # the parent's thread pool did not come along, and OpenMP aborts without it
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _threads(size: int, threads: int | None) -> int:
+    """How many threads share `size` elements; `threads` is the most that the caller allows."""
+    if _in_fork or size < 2 * GRAIN:
+        return 1
+    return min(threads or numba.get_num_threads(), size // GRAIN)
+
+
+def _launch(
+    y: Array,
+    x: Array | None,
+    draws: Draws,
+    key: KeyWords,
+    threshold: int,
+    scale: Any,
+    threads: int | None,
+) -> None:
+    if y.size == 0:
+        return
+    plan = _plan(y.shape, y.strides, draws.strides, y.itemsize)
+    flat_y, flat_x = _flat(y, plan.order), None if x is None else _flat(x, plan.order)
+    parts = _threads(y.size, threads)
+    arguments = flat_y, flat_x, plan.dims, key, draws.base, threshold, scale
+    if parts == 1:
+        plan.loop.serial(*arguments, (0, 1))
+    else:
+        with _one_at_a_time():
+            plan.loop.parallel(*arguments, parts)
+
+
+def _flat(array: Array, order: tuple[int, ...]) -> Array:
+    return array.transpose(order).reshape(-1)
+
+
+def _one_at_a_time() -> contextlib.AbstractContextManager[Any]:
+    """Numba's workqueue layer, the last resort, is not safe under concurrent calls."""
+    try:
+        safe = numba.threading_layer() != "workqueue"
+    except ValueError:  # nothing has run in parallel yet
+        safe = False
+    return contextlib.nullcontext() if safe else _workqueue
+
+
+def dropout(
+    out: Array,
+    x: Array,
+    draws: Draws,
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    *,
+    threads: int | None = None,
+) -> None:
+    """Write dropout of `x` to `out`: kept elements times `scale`, dropped ones +0.
+
+    Args:
+        out: dense array, its axes in any order in memory; may be `x` itself.
+        x: array of the same shape, dtype and strides: float32, float64, int16 (the bits of
+            float16) or uint16 (the bits of bfloat16).
+        draws: which draw each element has; a stride of 0 shares it along that axis.
+        key: the four uint32 words of the key.
+        threshold: integer in [0, 2**32]; 2**32 drops everything.
+        scale: the survivors' factor, rounded once to the compute type.
+        threads: the most threads to use; by default Numba's number.
+
+    Example:
+        >>> from dropseed.mask.shard import whole
+        >>> x = np.ones(8, np.float32)
+        >>> dropout(x, x, whole((8,)), (0, 0, 0, 0), 2**31, 2.0)
+        >>> x
+        array([2., 2., 0., 0., 2., 2., 0., 2.], dtype=float32)
+    """
+    if threshold == ALL:
+        out[...] = 0
+        return
+    factor = scale if x.dtype == np.float64 else np.float32(scale)
+    _launch(out, None if out is x else x, draws, key, threshold, factor, threads)
+
+
+def keep(
+    out: Array, draws: Draws, key: KeyWords, threshold: int, *, threads: int | None = None
+) -> None:
+    """Write the mask of `draws` to the boolean array `out`: True where a value is kept.
+
+    Args:
+        out: dense boolean array, its axes in any order in memory.
+        draws: which draw each element has.
+        key: the four uint32 words of the key.
+        threshold: integer in [0, 2**32].
+        threads: the most threads to use; by default Numba's number.
+
+    Example:
+        >>> from dropseed.mask.shard import whole
+        >>> mask = np.empty(8, np.bool_)
+        >>> keep(mask, whole((8,)), (0, 0, 0, 0), 2**31)
+        >>> mask.astype(int)
+        array([1, 1, 0, 0, 1, 1, 0, 1])
+    """
+    if threshold == ALL:
+        out[...] = False
+        return
+    _launch(out.view(np.uint8), None, draws, key, threshold, np.float32(1), threads)
+
+
+def words(out: npt.NDArray[np.uint32], key: KeyWords, plane: int = 0, block: int = 0) -> None:
+    """Write the Philox words of consecutive blocks, four each, to `out`.
+
+    Args:
+        out: uint32 array of a multiple of four words.
+        key: the four uint32 words of the key.
+        plane: integer in [0, 16).
+        block: the first block, in [0, 2**60).
+
+    Example:
+        >>> out = np.empty(4, np.uint32)
+        >>> words(out, (0, 0, 0, 0))
+        >>> [hex(w) for w in out]
+        ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    _words(out, key, plane, block)
