@@ -12,11 +12,11 @@ loop compares bytes and selects: a dropped value is never multiplied, so a dropp
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import prange, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 
 from dropseed.mask.shard import Draws
@@ -46,20 +47,38 @@ _VECTOR64 = ir.VectorType(ir.IntType(8), 64)
 # ---- compiling -------------------------------------------------------------------------------
 
 
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's disk cache, where a full disk costs a warning and not the call."""
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        try:
+            super().save_overload(signature, data)
+        except OSError:
+            _warn_of_no_cache()
+
+
+@lru_cache(maxsize=1)
+def _warn_of_no_cache() -> None:
+    warnings.warn(
+        "Numba's cache folder can't be written: dropseed compiles its kernels anew in each "
+        "process. Set NUMBA_CACHE_DIR to a writable folder.",
+        stacklevel=3,
+    )
+
+
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Numba's decorator as every kernel uses it; without a disk cache where none is writable."""
-    options |= {"nogil": True, "error_model": "numpy"}
+    """Numba's decorator as every kernel uses it, cached on disk where a folder is writable.
+
+    Numba looks for one beside this file, then among the user's.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
         try:
-            return numba.njit(cache=True, **options)(function)
+            dispatcher._cache = _Cache(function)
         except RuntimeError:
-            warnings.warn(
-                "No folder for Numba's cache is writable: dropseed compiles its kernels anew in "
-                "each process. Set NUMBA_CACHE_DIR to a writable folder.",
-                stacklevel=2,
-            )
-            return numba.njit(**options)(function)
+            _warn_of_no_cache()
+        return dispatcher
 
     return decorate
 
@@ -621,7 +640,7 @@ def _plan(
 # ---- launching -------------------------------------------------------------------------------
 
 _in_fork = False
-_workqueue = threading.Lock()
+_one_at_a_time = threading.Lock()
 
 
 def _after_fork() -> None:
@@ -657,21 +676,33 @@ def _launch(
     if parts == 1:
         plan.loop.serial(*arguments, (0, 1))
     else:
-        with _one_at_a_time():
-            plan.loop.parallel(*arguments, parts)
+        _in_parallel(plan.loop.parallel, *arguments, parts)
 
 
 def _flat(array: Array, order: tuple[int, ...]) -> Array:
     return array.transpose(order).reshape(-1)
 
 
-def _one_at_a_time() -> contextlib.AbstractContextManager[Any]:
-    """Numba's workqueue layer, the last resort, is not safe under concurrent calls."""
+def _in_parallel(loop: Callable[..., None], *arguments: Any) -> None:
+    layer = _layer()
+    if layer is None:
+        # Starting OpenMP sets the calling thread's number of threads, which torch reads too: let
+        # another thread start it.
+        with _one_at_a_time, ThreadPoolExecutor(1) as starter:
+            starter.submit(loop, *arguments).result()
+    elif layer == "workqueue":  # Numba's last resort is not safe under concurrent calls
+        with _one_at_a_time:
+            loop(*arguments)
+    else:
+        loop(*arguments)
+
+
+def _layer() -> str | None:
+    """Numba's threading layer, None before the first parallel call of the process."""
     try:
-        safe = numba.threading_layer() != "workqueue"
-    except ValueError:  # nothing has run in parallel yet
-        safe = False
-    return contextlib.nullcontext() if safe else _workqueue
+        return str(numba.threading_layer())
+    except ValueError:
+        return None
 
 
 def dropout(

@@ -1,0 +1,186 @@
+"""Which part imports which, against the table in docs/design.md."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
+
+NUMPY_ONLY = sys.stdlib_module_names | {"numpy", "dropseed"}
+STANDARD_ONLY = sys.stdlib_module_names | {"dropseed"}
+OUTSIDE = {"errors": STANDARD_ONLY, "mask": NUMPY_ONLY, "audit": STANDARD_ONLY}
+"""The top-level packages that a part may import; parts that are not named here may import any."""
+
+HEAVY = [
+    "torch",
+    "numba",
+    "jax",
+    "keras",
+    "typer",
+    "rich",
+    "matplotlib",
+    "scipy",
+    "pandas",
+    "pooch",
+]
+
+
+def table(text):
+    """{part: the parts it may import} from lines such as `errors <- mask <- kernels <- a | b`."""
+    allowed = {}
+    for line in re.findall(r"^\w+ (?:<-|\|) .*$", text, re.MULTILINE):
+        before = set()
+        for stage in re.sub(r"\(.*?\)", "", line).split("<-"):
+            parts = set(re.findall(r"\w+", stage))
+            for part in parts:
+                allowed.setdefault(part, set()).update(before)
+            before |= parts
+    return allowed
+
+
+def modules():
+    """{dotted name: source text} of the package."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        package = parts[-1] == "__init__"
+        found[".".join(parts[:-1] if package else parts)] = path.read_text(encoding="utf-8")
+    return found
+
+
+def imported(text, known):
+    """(module, whether inside a function) for each module that a source text imports."""
+    tree = ast.parse(text)
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in inside
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            for alias in node.names:
+                # `from dropseed import torch` imports a part, `from dropseed import keep` none.
+                longer = f"{module}.{alias.name}"
+                yield (longer if longer in known else module), id(node) in inside
+
+
+def part_of(module):
+    """The part of the package that a module belongs to; the package itself hands on `mask`."""
+    return [*module.split("."), "mask"][1]
+
+
+def violations(sources, allowed):
+    for name, text in sources.items():
+        part = part_of(name)
+        for module, inside in imported(text, sources):
+            top = module.split(".")[0]
+            if not top:
+                yield f"{name} imports {module}: write the whole name"
+            elif top != "dropseed":
+                if top not in OUTSIDE.get(part, {top}) and not (part == "audit" and inside):
+                    yield f"{name} imports {module}"
+            elif part_of(module) not in allowed.get(part, set()) | {part}:
+                yield f"{name} imports {module}"
+            elif part == part_of(module) == "kernels":
+                yield f"{name} imports {module}: one kernel file imports another"
+
+
+@pytest.fixture(scope="module")
+def allowed():
+    return table((ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
+
+
+def test_table(allowed):
+    assert allowed["errors"] == set()
+    assert allowed["mask"] == {"errors"}
+    assert allowed["torch"] == allowed["jax"] == {"errors", "mask", "kernels"}
+    assert allowed["keras"] == {"errors", "mask", "kernels", "torch", "jax"}
+    assert allowed["audit"] == {"errors"}
+    assert allowed["cli"] == set(allowed) - {"cli"}
+
+
+def test_every_part_is_in_the_table(allowed):
+    assert {part_of(name) for name in modules()} <= set(allowed)
+
+
+def test_imports_follow_the_table(allowed):
+    assert list(violations(modules(), allowed)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dropseed.errors", "import numpy"),
+        ("dropseed.errors", "from dropseed import keep"),
+        ("dropseed.mask.key", "import torch.nn"),
+        ("dropseed.mask.key", "def f():\n    import scipy"),
+        ("dropseed.mask.key", "from dropseed.kernels import cpu"),
+        ("dropseed", "import dropseed.torch"),
+        ("dropseed.kernels.cpu", "from dropseed.kernels import gpu"),
+        ("dropseed.kernels.cpu", "from dropseed.kernels.gpu import launch"),
+        ("dropseed.kernels.cpu", "from . import gpu"),
+        ("dropseed.mask.key", "from .philox import philox4x32"),
+        ("dropseed.kernels.cpu", "if True:\n    import dropseed.torch.layers"),
+        ("dropseed.torch.layers", "from dropseed import jax"),
+        ("dropseed.jax.nnx", "from dropseed.torch import functional"),
+        ("dropseed.torch", "from dropseed.lab import data"),
+        ("dropseed.audit.engine", "import torch"),
+        ("dropseed.audit.engine", "from dropseed.mask import Key"),
+        ("dropseed.audit.engine", "def f():\n    from dropseed.mask import Key"),
+        ("dropseed.lab.train", "from dropseed.cli import main"),
+        ("dropseed.new", "from dropseed import keep"),
+    ],
+)
+def test_the_check_can_fail(name, text, allowed):
+    names = "mask mask.key kernels kernels.cpu kernels.gpu torch torch.functional jax lab lab.data"
+    sources = dict.fromkeys(["dropseed", *(f"dropseed.{n}" for n in names.split())], "")
+    assert list(violations(sources | {name: text}, allowed))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dropseed", "from dropseed.mask import Key"),
+        ("dropseed.mask.key", "import zlib\nimport numpy as np\nfrom dropseed.errors import A"),
+        ("dropseed.mask.key", "from dropseed.mask import philox"),
+        ("dropseed.kernels.cpu", "import numba\nfrom dropseed.mask.shard import Draws"),
+        ("dropseed.torch.layers", "import torch\nfrom dropseed.kernels import cpu"),
+        ("dropseed.audit.runtime", "import ast\ndef f():\n    import torch"),
+        ("dropseed.cli", "from dropseed import __version__\nfrom dropseed.lab import data"),
+    ],
+)
+def test_the_check_is_silent_where_all_is_well(name, text, allowed):
+    names = "mask mask.philox kernels kernels.cpu torch lab lab.data"
+    sources = dict.fromkeys(["dropseed", *(f"dropseed.{n}" for n in names.split())], "")
+    assert list(violations(sources | {name: text}, allowed)) == []
+
+
+def loaded(statement):
+    """The top-level packages in a fresh process after a statement."""
+    code = f"import sys\n{statement}\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(run.stdout.split())
+
+
+def test_what_is_loaded_is_seen():
+    assert {"json", "zlib"} <= loaded("import json, zlib")
+
+
+@pytest.mark.parametrize(
+    ("module", "needed", "heavy"),
+    [
+        ("dropseed", "numpy", HEAVY),
+        ("dropseed.torch", "torch", ["numba", "jax", "keras", "matplotlib"]),
+        ("dropseed.cli", "typer", ["torch", "numba", "jax", "keras", "matplotlib", "pooch"]),
+    ],
+)
+def test_import_loads_nothing_heavy(module, needed, heavy):
+    packages = loaded(f"import {module}")
+    assert needed in packages
+    assert packages & set(heavy) == set()
