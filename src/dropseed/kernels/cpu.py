@@ -269,10 +269,13 @@ def _scratch() -> tuple[Array, Array, Array, Array]:
 
 
 @_kernel
-def _draw(scratch: Any, at: int, key: KeyWords, index: int, count: int, threshold: int) -> int:
+def _collect(
+    scratch: Any, at: int, key: KeyWords, index: int, count: int, threshold: int, found: int
+) -> int:
     """Draw [index, index + count) into the scratch's bytes from `at`, a multiple of 16, on.
 
-    Returns where the first draw's byte lies. Ties are settled.
+    The first draw's byte lies at ``at + index % 16``. Ties are added to the `found` ones of the
+    scratch's lists, to be settled together; the new number of them is returned.
     """
     words, u, ties, indices = scratch
     offset = index & 15
@@ -280,7 +283,6 @@ def _draw(scratch: Any, at: int, key: KeyWords, index: int, count: int, threshol
     _words(words[at >> 2 : (at >> 2) + 4 * blocks], key, 0, index >> 4)
     if threshold & 0xFFFFFF:
         byte = np.uint8(threshold >> 24)
-        found = 0
         for group in range(at, at + 16 * blocks, 64):
             equal = _equal64(u, group, byte)
             more = True
@@ -294,9 +296,16 @@ def _draw(scratch: Any, at: int, key: KeyWords, index: int, count: int, threshol
             if found >= TIES:
                 _settle(u, ties, indices, found, key, threshold)
                 found = 0
-        if found:
-            _settle(u, ties, indices, found, key, threshold)
-    return at + offset
+    return found
+
+
+@_kernel
+def _draw(scratch: Any, key: KeyWords, index: int, count: int, threshold: int) -> int:
+    """Draw [index, index + count) and settle its ties; return where the first byte lies."""
+    found = _collect(scratch, 0, key, index, count, threshold, 0)
+    if found:
+        _settle(scratch[1], scratch[2], scratch[3], found, key, threshold)
+    return index & 15
 
 
 # ---- applying --------------------------------------------------------------------------------
@@ -449,7 +458,7 @@ def _rows(
             count = min(CHUNK, length - start)
             memory, draw = _places(outer, drawing // pieces)
             at = memory + start
-            first = _draw(scratch, 0, key, base + draw + start, count, threshold)
+            first = _draw(scratch, key, base + draw + start, count, threshold)
             _repeat(u, first, count, run * count)
         repeat = task - drawing * repeats
         copy = repeat % runs * run
@@ -474,7 +483,7 @@ def _spread(
         column = row % width
         count = min(CHUNK, width - column)
         memory, draw = _places(outer, row // width)
-        first = _draw(scratch, 0, key, base + draw + column, count, threshold)
+        first = _draw(scratch, key, base + draw + column, count, threshold)
         for i in range(min(count, (last - task + piece + pieces - 1) // pieces)):
             place = memory + (column + i) * apart
             kept = u[first + i] >= least
@@ -495,7 +504,7 @@ def _turned(
     scratch, least = _scratch(), _least(threshold)
     u = scratch[1]
     tile = np.empty(TILE + 8 * TILE_EDGE, np.uint8)
-    firsts = np.zeros(8, np.int64)
+    firsts = np.zeros(TILE_EDGE, np.int64)
     length, apart = inner[0, 0], inner[0, 2]
     height, pitch = middle[0, 0], middle[0, 1]
     widest = min(length, TILE_EDGE)
@@ -507,20 +516,29 @@ def _turned(
         memory, draw = _places(outer, task // (across * down))
         top, left = task // across % down * highest, task % across * widest
         rows, columns = min(highest, height - top), min(widest, length - left)
-        wide = min(8, columns)
-        for group in range(0, columns, 8):
-            # The last group ends with the tile, or its bytes would run into the next row.
-            j = max(0, min(group, columns - 8))
-            index = base + draw + (left + j) * apart + top
-            if apart == rows:  # the draws go on from column to column: make them in one go
-                firsts[0] = _draw(scratch, 0, key, index, wide * rows, threshold)
+        joined = apart == rows  # the draws go on from column to column
+        batch = (CHUNK // (rows if joined else SLOT)) & ~7
+        for near in range(0, columns, batch):
+            # No group of 8 may pass the tile's last column: its bytes would run into the next row.
+            near = max(0, min(near, columns - 8))
+            wide = min(batch, columns - near)
+            index = base + draw + (left + near) * apart + top
+            if joined:
+                firsts[0] = _draw(scratch, key, index, wide * rows, threshold)
                 for i in range(1, wide):
                     firsts[i] = firsts[0] + i * rows
             else:
+                found = 0
                 for i in range(wide):
-                    firsts[i] = _draw(scratch, i * SLOT, key, index + i * apart, rows, threshold)
-            for i in range(0, rows, 8):
-                _turn8(u, firsts, i, tile, i * columns + j, columns)
+                    first = index + i * apart
+                    found = _collect(scratch, i * SLOT, key, first, rows, threshold, found)
+                    firsts[i] = i * SLOT + (first & 15)
+                if found:
+                    _settle(u, scratch[2], scratch[3], found, key, threshold)
+            for group in range(0, wide, 8):
+                j = max(0, min(group, wide - 8))
+                for i in range(0, rows, 8):
+                    _turn8(u, firsts[j:], i, tile, i * columns + near + j, columns)
         place = memory + top * pitch + left
         if pitch == columns:
             _apply(y, x, place, rows * columns, tile, least, scale)

@@ -1,0 +1,1 @@
+"""Benchmarks: one script for each claim. `make bench` runs them all and prints their tables."""

@@ -1,0 +1,93 @@
+"""How every benchmark measures: callables in turn, medians, and ratios within one run.
+
+Two cores that others use too give no stable times, but stable ratios: a round calls every
+candidate once, so that a slow moment hits them all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+console = Console(width=118)
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+class Bar(NamedTuple):
+    """One claim: a measured ratio, and the most (or, negative, the least) that it may be."""
+
+    what: str
+    ratio: float
+    limit: float
+
+
+def medians(
+    candidates: Mapping[str, Callable[[], object]], seconds: float = 2.0
+) -> dict[str, float]:
+    """The median time of each candidate in seconds, called in turn for about `seconds` in all."""
+    for call in candidates.values():
+        call()
+        call()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(times[next(iter(times))]) < 7:
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def reuse_memory() -> None:
+    """Let malloc keep what is freed: outputs up to 32 MiB then lie on pages already touched."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
+def machine() -> str:
+    """The CPU model, the vector width and the thread count, for a table's caption."""
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        info = ""
+    model = next(
+        (line.split(":")[1].strip() for line in info.splitlines() if "model name" in line), "?"
+    )
+    vectors = "AVX-512" if "avx512bw" in info else "no AVX-512"
+    return f"{model}, {vectors}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}"
+
+
+def show(title: str, columns: list[str], rows: list[list[str]], note: str = "") -> None:
+    """Print a table: the first column names the row, the others are figures."""
+    table = Table(title=title, caption=f"{note} {machine()}".strip(), title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print()
+
+
+def show_bars(title: str, bars: list[Bar]) -> None:
+    """Print claims with what was measured: a limit below 0 is the least, above 0 the most."""
+    rows = []
+    for what, ratio, limit in bars:
+        sign, met = ("at most", ratio <= limit) if limit > 0 else ("at least", ratio >= -limit)
+        rows.append([what, f"{ratio:.2f}", f"{sign} {abs(limit):g}", "met" if met else "MISSED"])
+    show(title, ["claim", "measured", "bar", ""], rows)
+
+
+def per_element(seconds: float, size: int) -> str:
+    """Nanoseconds an element."""
+    return f"{seconds / size * 1e9:.3f}"
