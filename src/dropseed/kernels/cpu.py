@@ -26,7 +26,9 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import prange, types
 from numba.core.caching import FunctionCache
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
+from numba.np.arrayobj import populate_array
 
 from dropseed.mask.shard import Draws
 
@@ -84,6 +86,7 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 _kernel = _compiled()
+_inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # called by kernels alone
 _parallel_kernel = _compiled(parallel=True)
 
 
@@ -102,6 +105,21 @@ def _equal64(typing: Any, data: Any, start: Any, value: Any) -> Any:
         return builder.bitcast(equal, ir.IntType(64))
 
     return types.uint64(data, types.int64, types.uint8), codegen
+
+
+@intrinsic
+def _as_bytes(typing: Any, words: Any) -> Any:
+    """The same memory as bytes: `view` would do, but takes two seconds to compile."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source = context.make_array(signature.args[0])(context, builder, args[0])
+        result = context.make_array(signature.return_type)(context, builder)
+        size = builder.mul(builder.extract_value(source.shape, 0), ir.Constant(ir.IntType(64), 4))
+        data = builder.bitcast(source.data, ir.IntType(8).as_pointer())
+        populate_array(result, data, (size,), (ir.Constant(ir.IntType(64), 1),), 1, source.meminfo)
+        return impl_ret_borrowed(context, builder, signature.return_type, result._getvalue())
+
+    return types.Array(types.uint8, 1, "C")(words), codegen
 
 
 @intrinsic
@@ -209,7 +227,7 @@ def _words(words: Array, key: KeyWords, plane: int, block: int) -> None:
         words[4 * i + 3] = np.uint32(w3)
 
 
-@_kernel
+@_inner
 def _bytes(out: Array, indices: Array, key: KeyWords, plane: int) -> None:
     """One plane's byte of each listed index, as many as `indices` holds."""
     k0, k1, site, step = np.uint64(key[0]), np.uint64(key[1]), np.uint64(key[2]), np.uint64(key[3])
@@ -224,7 +242,7 @@ def _bytes(out: Array, indices: Array, key: KeyWords, plane: int) -> None:
         out[i] = np.uint8(word >> ((index & np.uint64(3)) << np.uint64(3)))
 
 
-@_kernel
+@_inner
 def _least(threshold: int) -> Any:
     """The least byte that is kept, once ties are settled.
 
@@ -236,7 +254,7 @@ def _least(threshold: int) -> Any:
     return np.uint8(threshold >> 24)
 
 
-@_kernel
+@_inner
 def _settle(
     u: Array, ties: Array, indices: Array, found: int, key: KeyWords, threshold: int
 ) -> None:
@@ -261,14 +279,14 @@ def _settle(
             return
 
 
-@_kernel
+@_inner
 def _scratch() -> tuple[Array, Array, Array, Array]:
     """Room for one chunk's words, the same room as bytes, and lists of ties and their indices."""
     words = np.empty(CHUNK // 4 + 256, np.uint32)
-    return words, words.view(np.uint8), np.empty(TIES + 64, np.int64), np.empty(TIES + 64, np.int64)
+    return words, _as_bytes(words), np.empty(TIES + 64, np.int64), np.empty(TIES + 64, np.int64)
 
 
-@_kernel
+@_inner
 def _collect(
     scratch: Any, at: int, key: KeyWords, index: int, count: int, threshold: int, found: int
 ) -> int:
@@ -299,7 +317,7 @@ def _collect(
     return found
 
 
-@_kernel
+@_inner
 def _draw(scratch: Any, key: KeyWords, index: int, count: int, threshold: int) -> int:
     """Draw [index, index + count) and settle its ties; return where the first byte lies."""
     found = _collect(scratch, 0, key, index, count, threshold, 0)
@@ -349,7 +367,7 @@ def _survivor_bfloat16(value: Any, scale: Any) -> Any:
     return np.uint16(0x7FC0) if nan else rounded
 
 
-@_kernel
+@_inner
 def _select(y: Array, x: Array, u: Array, least: Any, scale: Any) -> None:
     zero = y.dtype.type(0)
     for i in range(y.size):
@@ -357,7 +375,7 @@ def _select(y: Array, x: Array, u: Array, least: Any, scale: Any) -> None:
         y[i] = value if u[i] >= least else zero
 
 
-@_kernel
+@_inner
 def _select_in_place(y: Array, u: Array, least: Any, scale: Any) -> None:
     # Its own loop: called with y = x, the other one finds an overlap and runs unvectorised.
     zero = y.dtype.type(0)
@@ -366,7 +384,7 @@ def _select_in_place(y: Array, u: Array, least: Any, scale: Any) -> None:
         y[i] = value if u[i] >= least else zero
 
 
-@_kernel
+@_inner
 def _apply(y: Array, x: Any, at: int, count: int, u: Array, least: Any, scale: Any) -> None:
     """Drop or keep the elements [at, at + count), each by its own byte."""
     if x is None:
@@ -375,19 +393,19 @@ def _apply(y: Array, x: Any, at: int, count: int, u: Array, least: Any, scale: A
         _select(y[at : at + count], x[at : at + count], u, least, scale)
 
 
-@_kernel
+@_inner
 def _scale_all(y: Array, x: Array, scale: Any) -> None:
     for i in range(y.size):
         y[i] = _survivor(x[i], scale)
 
 
-@_kernel
+@_inner
 def _scale_all_in_place(y: Array, scale: Any) -> None:
     for i in range(y.size):
         y[i] = _survivor(y[i], scale)
 
 
-@_kernel
+@_inner
 def _apply_one(y: Array, x: Any, at: int, count: int, kept: bool, scale: Any) -> None:
     """Drop or keep the elements [at, at + count) together."""
     if not kept:
@@ -403,7 +421,7 @@ def _apply_one(y: Array, x: Any, at: int, count: int, kept: bool, scale: Any) ->
 # innermost, and does its part of the work: the parts together are the same bits for any number.
 
 
-@_kernel
+@_inner
 def _places(dims: Array, row: int) -> tuple[int, int]:
     """The memory offset and the draw offset of a row-major position."""
     memory = draw = 0
@@ -415,7 +433,7 @@ def _places(dims: Array, row: int) -> tuple[int, int]:
     return memory, draw
 
 
-@_kernel
+@_inner
 def _count(dims: Array) -> int:
     total = 1
     for d in range(dims.shape[0]):
@@ -423,12 +441,13 @@ def _count(dims: Array) -> int:
     return total
 
 
-@_kernel
+@_inner
 def _repeat(u: Array, first: int, count: int, total: int) -> None:
     """Continue the bytes ``u[first : first + count]`` periodically to `total` of them."""
     while count < total:
         more = min(count, total - count)
-        u[first + count : first + count + more] = u[first : first + more]
+        for i in range(first, first + more):
+            u[i + count] = u[i]
         count += more
 
 
