@@ -101,7 +101,7 @@ def _by_mask(
 def _keep(key: Tensor, threshold: Tensor, shape: Sequence[int]) -> Tensor:
     if key.device.type != "cpu":
         return eager.keep(key, threshold, shape)
-    out = torch.empty(tuple(shape), dtype=torch.bool, device="cpu")
+    out = torch.empty(tuple(shape), dtype=torch.bool)
     kernel, threads = _cpu_kernel(), torch.get_num_threads()
     kernel.keep(out.numpy(), _draws(tuple(shape)), _words(key), _number(threshold), threads=threads)
     return out
@@ -184,15 +184,15 @@ def _by_function(
     shared: tuple[int, ...],
     inplace: bool,
 ) -> Tensor:
-    if not (torch.is_grad_enabled() and input.requires_grad):
-        if inplace and not (input.is_inference() and torch.is_inference_mode_enabled()):
+    tracked = torch.is_grad_enabled() and input.requires_grad
+    if inplace and tracked and (input.is_leaf or input._is_view()):
+        # Torch may refuse to change these. `copy_` does so while they are still untouched.
+        return input.copy_(_by_function(input, key, threshold, scale, shared, False))
+    if not tracked:
+        if inplace and not input.is_inference():
             torch.autograd.graph.increment_version(input)  # autograd sees no kernel write
         return _compute(input, key, threshold, scale, shared, inplace)
     apply: Callable[..., Tensor] = _Dropout.apply
-    if inplace and (input.is_leaf or input._is_view()):
-        # Some of these may not be changed. `copy_` refuses them while they are still untouched,
-        # and a Function only afterwards.
-        return input.copy_(apply(input, key, threshold, scale, shared, False))
     return apply(input, key, threshold, scale, shared, inplace)
 
 
