@@ -16,7 +16,6 @@ import dropseed.torch as dst
 from dropseed.torch import functional as ours
 
 X = torch.linspace(-2, 3, 30).reshape(6, 5)
-OPS = torch.ops.dropseed.dropout, torch.ops.dropseed.keep
 
 
 def model(**kwargs):
@@ -25,12 +24,18 @@ def model(**kwargs):
 
 
 def test_the_ops_pass_torch_s_own_checks(words):
+    ops = torch.ops.dropseed
     threshold, scale = torch.tensor(2**31), torch.tensor(2.0, dtype=torch.float64)
     for x in (X.clone().requires_grad_(), X.half().t(), torch.ones(0, 3), torch.ones(())):
         axes = [1] if x.dim() else []
-        torch.library.opcheck(OPS[0], (x, words, threshold, scale, axes))
+        torch.library.opcheck(ops.dropout, (x, words, 2**31, 2.0, axes))
+        torch.library.opcheck(ops.dropout_tensor_rate, (x, words, threshold, scale, axes))
     for shape in ([3, 4], [0], []):
-        torch.library.opcheck(OPS[1], (words, threshold, shape))
+        keys, thresholds = torch.stack([words, words + 1]), torch.stack([threshold, threshold])
+        torch.library.opcheck(ops.keep, (keys, 2**31, shape, True))
+        torch.library.opcheck(ops.keep, (words, 2**31, shape, False))
+        torch.library.opcheck(ops.keep_tensor_rate, (keys[:, 0], thresholds, shape, True))
+        torch.library.opcheck(ops.keep_tensor_rate, (words, threshold, shape, False))
 
 
 # ---- export ----------------------------------------------------------------------------------

@@ -717,7 +717,9 @@ def _launch(
 
 
 def _flat(array: Array, order: tuple[int, ...]) -> Array:
-    return array.transpose(order).reshape(-1)
+    if array.ndim == 1:
+        return array
+    return (array if array.flags.c_contiguous else array.transpose(order)).reshape(-1)
 
 
 def _in_parallel(loop: Callable[..., None], *arguments: Any) -> None:

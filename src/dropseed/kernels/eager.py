@@ -73,8 +73,7 @@ def apply(input: Tensor, mask: Tensor, scale: Tensor | float) -> Tensor:
         >>> apply(torch.tensor([1.0, torch.nan]), torch.tensor([True, False]), 2.0)
         tensor([2., 0.])
     """
-    zero = torch.zeros((), dtype=input.dtype, device=input.device)
-    return torch.where(mask, scaled(input, scale), zero)
+    return torch.where(mask, scaled(input, scale), 0.0)
 
 
 def scaled(input: Tensor, scale: Tensor | float) -> Tensor:
@@ -95,4 +94,4 @@ def scaled(input: Tensor, scale: Tensor | float) -> Tensor:
     compute = torch.float32 if half else input.dtype
     if isinstance(scale, Tensor):
         scale = scale.to(compute)
-    return (input.to(compute) * scale).to(input.dtype)
+    return (input.float() * scale).to(input.dtype) if half else input * scale

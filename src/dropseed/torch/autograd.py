@@ -78,6 +78,16 @@ def route(input: Tensor) -> Callable[..., Tensor]:
     return _by_function
 
 
+def _define(
+    name: str, schema: str, implementation: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> None:
+    """Register an op of this library, for every device and for shapes alone."""
+    name = f"dropseed::{name}"
+    torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(name, "default", implementation)
+    torch.library.register_fake(name, fake)
+
+
 # ---- route 1: a mask and torch.where ---------------------------------------------------------
 
 
@@ -89,40 +99,63 @@ def _by_mask(
     shared: tuple[int, ...],
 ) -> Tensor:
     shape = [1 if axis in shared else size for axis, size in enumerate(input.shape)]
-    mask = torch.ops.dropseed.keep(key, _as_tensor(threshold, torch.int64, key), shape)
-    # `torch.where` takes its output's strides from the mask, and they should be the input's.
-    strides = torch.empty_like(input, device="meta").stride()
-    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
-    back = [order.index(axis) for axis in range(len(shape))]
-    return eager.apply(input, mask.permute(order).contiguous().permute(back), scale)
+    ops = torch.ops.dropseed
+    op = ops.keep_tensor_rate if isinstance(threshold, Tensor) else ops.keep
+    mask: Tensor = op(key, threshold, shape, False)
+    if not input.is_contiguous():
+        # `torch.where` takes its output's strides from the mask, and they should be the input's.
+        strides = torch.empty_like(input, device="meta").stride()
+        order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+        back = [order.index(axis) for axis in range(len(shape))]
+        mask = mask.permute(order).contiguous().permute(back)
+    return eager.apply(input, mask, scale)
 
 
-@torch.library.custom_op("dropseed::keep", mutates_args=())
-def _keep(key: Tensor, threshold: Tensor, shape: Sequence[int]) -> Tensor:
-    if key.device.type != "cpu":
-        return eager.keep(key, threshold, shape)
-    out = torch.empty(tuple(shape), dtype=torch.bool)
-    kernel, threads = _cpu_kernel(), torch.get_num_threads()
-    kernel.keep(out.numpy(), _draws(tuple(shape)), _words(key), _number(threshold), threads=threads)
-    return out
-
-
-@_keep.register_fake
-def _(key: Tensor, threshold: Tensor, shape: Sequence[int]) -> Tensor:
-    return key.new_empty(tuple(shape), dtype=torch.bool)
-
-
-@_keep.register_vmap
-def _(
-    info: Any, in_dims: Any, key: Tensor, threshold: Tensor, shape: Sequence[int]
-) -> tuple[Tensor, int]:
-    """One mask for each example whose key or rate is its own."""
-    keys = key.movedim(in_dims[0], 0) if in_dims[0] is not None else [key] * info.batch_size
+def _keep(keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool) -> Tensor:
+    """A mask of `shape`; if batched, one for each key, and each threshold if that is a tensor."""
+    batch = keys if batched else keys[None]
     thresholds = (
-        threshold.movedim(in_dims[1], 0) if in_dims[1] is not None else [threshold] * len(keys)
+        threshold if batched and isinstance(threshold, Tensor) else [threshold] * len(batch)
     )
-    masks = [_keep(k, t, shape) for k, t in zip(keys, thresholds, strict=True)]
-    return torch.stack(masks), 0
+    out = torch.empty((len(batch), *shape), dtype=torch.bool, device=keys.device)
+    if keys.device.type != "cpu":
+        for mask, key, one in zip(out, batch, thresholds, strict=True):
+            mask.copy_(eager.keep(key, one, shape))
+    else:
+        kernel, buffer, draws = _cpu_kernel(), out.numpy(), _draws(tuple(shape))
+        for i, (key, one) in enumerate(zip(batch.tolist(), thresholds, strict=True)):
+            threads = torch.get_num_threads()
+            kernel.keep(buffer[i, ...], draws, _words(key), _number(one), threads=threads)
+    return out if batched else out[0]
+
+
+def _keep_fake(keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool) -> Tensor:
+    return keys.new_empty((*keys.shape[:batched], *shape), dtype=torch.bool)
+
+
+def _keep_vmap(
+    info: Any, in_dims: Any, keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool
+) -> tuple[Tensor, int]:
+    """One mask for each example whose key or rate is its own; a batch of batches is flattened."""
+
+    def lead(tensor: Tensor, dim: int | None) -> Tensor:
+        size = info.batch_size
+        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+    ops, keys = torch.ops.dropseed, lead(keys, in_dims[0])
+    outer = keys.shape[:2]
+    op = ops.keep
+    if isinstance(threshold, Tensor):
+        op, threshold = ops.keep_tensor_rate, lead(threshold, in_dims[1])
+        threshold = threshold.flatten(0, 1) if batched else threshold
+    masks: Tensor = op(keys.flatten(0, 1) if batched else keys, threshold, shape, True)
+    return (masks.reshape(*outer, *masks.shape[1:]) if batched else masks), 0
+
+
+for _name, _rate in (("keep", "int threshold"), ("keep_tensor_rate", "Tensor threshold")):
+    _schema = f"(Tensor keys, {_rate}, SymInt[] shape, bool batched) -> Tensor"
+    _define(_name, _schema, _keep, _keep_fake)
+    torch.library.register_vmap(f"dropseed::{_name}", _keep_vmap)
 
 
 # ---- route 2: a torch.library op ---------------------------------------------------------------
@@ -135,26 +168,18 @@ def _by_op(
     scale: Tensor | float,
     shared: tuple[int, ...],
 ) -> Tensor:
-    output: Tensor = torch.ops.dropseed.dropout(
-        input,
-        key,
-        _as_tensor(threshold, torch.int64, key),
-        _as_tensor(scale, torch.float64, key),
-        shared,
-    )
+    ops = torch.ops.dropseed
+    op = ops.dropout_tensor_rate if isinstance(threshold, Tensor) else ops.dropout
+    output: Tensor = op(input, key, threshold, scale, shared)
     return output
 
 
-@torch.library.custom_op("dropseed::dropout", mutates_args=())
-def _dropout(
-    input: Tensor, key: Tensor, threshold: Tensor, scale: Tensor, shared: Sequence[int]
-) -> Tensor:
+def _op(input: Tensor, key: Tensor, threshold: Any, scale: Any, shared: Sequence[int]) -> Tensor:
     return _compute(input, key, threshold, scale, tuple(shared), inplace=False)
 
 
-@_dropout.register_fake
-def _(
-    input: Tensor, key: Tensor, threshold: Tensor, scale: Tensor, shared: Sequence[int]
+def _op_fake(
+    input: Tensor, key: Tensor, threshold: Any, scale: Any, shared: Sequence[int]
 ) -> Tensor:
     return torch.empty_like(input)
 
@@ -170,7 +195,14 @@ def _op_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return dropout(gradient, key, ctx.threshold, ctx.scale, ctx.shared), None, None, None, None
 
 
-_dropout.register_autograd(_op_backward, setup_context=_op_setup)
+for _name, _strength in (
+    ("dropout", "int threshold, float scale"),
+    # A rate that is a tensor stays one, so that a schedule compiles once.
+    ("dropout_tensor_rate", "Tensor threshold, Tensor scale"),
+):
+    _schema = f"(Tensor input, Tensor key, {_strength}, int[] shared) -> Tensor"
+    _define(_name, _schema, _op, _op_fake)
+    torch.library.register_autograd(f"dropseed::{_name}", _op_backward, setup_context=_op_setup)
 
 
 # ---- route 3: a plain autograd.Function ------------------------------------------------------
@@ -254,17 +286,16 @@ def _compute_on_cpu(
     if inplace and dense:
         output = input
     source = input if dense else output.copy_(input)
-    x, y = _buffer(source), _buffer(output)
-    draws = _draws(tuple(input.shape), shared)
-    threads = torch.get_num_threads()
-    _cpu_kernel().dropout(
-        y, y if source is output else x, draws, _words(key), threshold, scale, threads=threads
-    )
+    y = _buffer(output)
+    x = y if source is output else _buffer(source)
+    draws, threads = _draws(input.shape, shared), torch.get_num_threads()
+    _cpu_kernel().dropout(y, x, draws, _words(key.tolist()), threshold, scale, threads=threads)
     return input.copy_(output) if inplace and not dense else output
 
 
 def _buffer(tensor: Tensor) -> Any:
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     bits = _BITS.get(tensor.dtype)
     return (tensor if bits is None else tensor.view(bits)).numpy()
 
@@ -277,10 +308,10 @@ def _cpu_kernel() -> Any:
     return kernel
 
 
-def _words(key: Tensor) -> tuple[int, int, int, int]:
-    seed, place = (key.item(), 0) if key.dim() == 0 else key.tolist()
+def _words(key: int | list[int]) -> tuple[int, int, int, int]:
+    seed, place = (key, 0) if isinstance(key, int) else key
     low = 0xFFFFFFFF
-    return int(seed) & low, int(seed) >> 32 & low, place & low, place >> 32 & low
+    return seed & low, seed >> 32 & low, place & low, place >> 32 & low
 
 
 def _number(threshold: Tensor | int) -> int:
@@ -291,10 +322,3 @@ def _number(threshold: Tensor | int) -> int:
             "It is the fraction dropped, not the fraction kept."
         )
     return number
-
-
-def _as_tensor(number: Any, dtype: torch.dtype, like: Tensor) -> Tensor:
-    """A 0-d tensor, made by an operation so that a tracer sees no constant from outside."""
-    if isinstance(number, Tensor):
-        return number
-    return torch.full((), number, dtype=dtype, device=like.device)

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.kernels import eager
-from dropseed.mask import Key, Rate
+from dropseed.mask import Factors, Key, Rate
 from dropseed.mask.rate import ALL
 from dropseed.torch import autograd
 from dropseed.torch.keyed import key_tensor
@@ -228,8 +228,7 @@ def _dropout(
     """The one way from the functions to the kernels: check, draw a seed if none came, go."""
     if isinstance(p, Tensor):
         return _with_tensor_rate(input, p, training, inplace, key, scaling, shared)
-    rate = _rate(p)
-    factors = rate.factors(scaling)
+    rate, factors = _strength(p, scaling)
     if not training:
         return _multiply(input, factors.inference, inplace)
     if rate.value == 0:
@@ -286,12 +285,17 @@ def checked_rate(p: Any) -> Rate:
         raise type(error)(str(error).replace("`rate`", "`p`")) from None
 
 
-def _rate(p: Any) -> Rate:
+def _strength(p: Any, scaling: str) -> tuple[Rate, Factors]:
     cached = type(p) is float and not torch.compiler.is_compiling()
-    return _cached_rate(p) if cached else checked_rate(p)
+    return (_cached_strength if cached else _checked_strength)(p, scaling)
 
 
-_cached_rate = lru_cache(maxsize=1024)(checked_rate)
+def _checked_strength(p: Any, scaling: str) -> tuple[Rate, Factors]:
+    rate = checked_rate(p)
+    return rate, rate.factors(scaling)
+
+
+_cached_strength = lru_cache(maxsize=1024)(_checked_strength)
 
 
 def _multiply(input: Tensor, factor: float | Tensor, inplace: bool) -> Tensor:
