@@ -76,9 +76,28 @@ def check_dropout(kernel, x, draws, key, rate, threads=1):
     target = buffer(copy)
     kernel.dropout(target, target, draws, words, strength.threshold, strength.scale, **options)
     assert same_bits(copy, expected)
+    if x.is_contiguous() and draws == whole(tuple(x.shape)):
+        check_flat(kernel, x, expected, words, strength, threads)
     kept = np.empty_like(source, dtype=np.bool_)
     kernel.keep(kept, draws, words, strength.threshold, **options)
     assert np.array_equal(kept, mask)
+
+
+def check_flat(kernel, x, expected, words, rate, threads):
+    """The entry by address: out of place, and in place."""
+    copy = x.clone()
+    for out, source in ((torch.empty_like(x), x), (copy, copy)):
+        kernel.dropout_flat(
+            out.data_ptr(),
+            source.data_ptr(),
+            buffer(x).reshape(-1),
+            x.numel(),
+            words,
+            rate.threshold,
+            rate.scale,
+            threads=threads,
+        )
+        assert same_bits(out, expected)
 
 
 def check_mask(kernel, key, rate, draws, expected):

@@ -12,6 +12,7 @@ loop compares bytes and selects: a dropped value is never multiplied, so a dropp
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import warnings
@@ -24,7 +25,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import prange, types
+from numba import carray, prange, types
 from numba.core.caching import FunctionCache
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
@@ -105,6 +106,16 @@ def _equal64(typing: Any, data: Any, start: Any, value: Any) -> Any:
         return builder.bitcast(equal, ir.IntType(64))
 
     return types.uint64(data, types.int64, types.uint8), codegen
+
+
+@intrinsic
+def _pointer(typing: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to elements of the type of the array `like`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(address, like), codegen
 
 
 @intrinsic
@@ -345,6 +356,24 @@ def _survivor_of_type(value: Any, scale: Any) -> Any:
     return _survivor_float
 
 
+def _factor(like: Any, scale: Any) -> Any:
+    """The scale, rounded once to the compute type of an array's elements."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_factor)
+def _factor_of_type(like: Any, scale: Any) -> Any:
+    return _factor_float64 if like.dtype == types.float64 else _factor_float32
+
+
+def _factor_float64(like: Any, scale: Any) -> Any:
+    return scale
+
+
+def _factor_float32(like: Any, scale: Any) -> Any:
+    return np.float32(scale)
+
+
 def _survivor_float(value: Any, scale: Any) -> Any:
     return value * scale
 
@@ -441,6 +470,52 @@ def _count(dims: Array) -> int:
     return total
 
 
+@_kernel
+def _flat(
+    y_at: int,
+    x_at: int | None,
+    like: Array,
+    size: int,
+    k0: int,
+    k1: int,
+    site: int,
+    step: int,
+    threshold: int,
+    scale: float,
+    part: int,
+    parts: int,
+) -> None:
+    """Contiguous elements with the draws from 0 on, by address: what a small call is made of."""
+    # Plain numbers: Numba takes a microsecond to look at arrays and tuples.
+    y = carray(_pointer(y_at, like), size)
+    x = None if x_at is None else carray(_pointer(x_at, like), size)
+    scratch, least, factor = _scratch(), _least(threshold), _factor(like, scale)
+    chunks = (size + CHUNK - 1) // CHUNK
+    for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
+        start = chunk * CHUNK
+        count = min(CHUNK, size - start)
+        first = _draw(scratch, (k0, k1, site, step), start, count, threshold)
+        _apply(y, x, start, count, scratch[1][first:], least, factor)
+
+
+@_parallel_kernel
+def _flat_parallel(
+    y_at: int,
+    x_at: int | None,
+    like: Array,
+    size: int,
+    k0: int,
+    k1: int,
+    site: int,
+    step: int,
+    threshold: int,
+    scale: float,
+    parts: int,
+) -> None:
+    for part in prange(parts):
+        _flat(y_at, x_at, like, size, k0, k1, site, step, threshold, scale, part, parts)
+
+
 @_inner
 def _repeat(u: Array, first: int, count: int, total: int) -> None:
     """Continue the bytes ``u[first : first + count]`` periodically to `total` of them."""
@@ -457,7 +532,7 @@ def _rows(
 ) -> None:
     """Neighbours in memory are neighbours in the draws; along `middle` the rows repeat."""
     outer, middle, inner = dims
-    scratch, least = _scratch(), _least(threshold)
+    scratch, least, factor = _scratch(), _least(threshold), _factor(y, scale)
     u = scratch[1]
     length = inner[0, 0]
     pieces = (length + CHUNK - 1) // CHUNK
@@ -482,7 +557,7 @@ def _rows(
         repeat = task - drawing * repeats
         copy = repeat % runs * run
         place = at + _places(middle[:-1], repeat // runs)[0] + copy * apart
-        _apply(y, x, place, count * min(run, copies - copy), u[first:], least, scale)
+        _apply(y, x, place, count * min(run, copies - copy), u[first:], least, factor)
 
 
 @_kernel
@@ -491,7 +566,7 @@ def _spread(
 ) -> None:
     """Neighbours in memory share a draw; `middle` holds the neighbours in the draws."""
     outer, middle, inner = dims
-    scratch, least = _scratch(), _least(threshold)
+    scratch, least, factor = _scratch(), _least(threshold), _factor(y, scale)
     u = scratch[1]
     length, width, apart = inner[0, 0], middle[0, 0], middle[0, 1]
     pieces = (length + GRAIN - 1) // GRAIN
@@ -508,7 +583,7 @@ def _spread(
             kept = u[first + i] >= least
             while piece < pieces and task < last:
                 start = piece * GRAIN
-                _apply_one(y, x, place + start, min(GRAIN, length - start), kept, scale)
+                _apply_one(y, x, place + start, min(GRAIN, length - start), kept, factor)
                 piece += 1
                 task += 1
             piece = 0
@@ -520,7 +595,7 @@ def _turned(
 ) -> None:
     """Neighbours in the draws, along `middle`, lie apart in memory: draw a tile and turn it."""
     outer, middle, inner = dims
-    scratch, least = _scratch(), _least(threshold)
+    scratch, least, factor = _scratch(), _least(threshold), _factor(y, scale)
     u = scratch[1]
     tile = np.empty(TILE + 8 * TILE_EDGE, np.uint8)
     firsts = np.zeros(TILE_EDGE, np.int64)
@@ -560,10 +635,10 @@ def _turned(
                     _turn8(u, firsts[j:], i, tile, i * columns + near + j, columns)
         place = memory + top * pitch + left
         if pitch == columns:
-            _apply(y, x, place, rows * columns, tile, least, scale)
+            _apply(y, x, place, rows * columns, tile, least, factor)
         else:
             for i in range(rows):
-                _apply(y, x, place + i * pitch, columns, tile[i * columns :], least, scale)
+                _apply(y, x, place + i * pitch, columns, tile[i * columns :], least, factor)
 
 
 @_kernel
@@ -572,7 +647,7 @@ def _scattered(
 ) -> None:
     """No two draws are neighbours (a shard that skips): each has a Philox call of its own."""
     outer, _, inner = dims
-    u, least = np.empty(CHUNK, np.uint8), _least(threshold)
+    u, least, factor = np.empty(CHUNK, np.uint8), _least(threshold), _factor(y, scale)
     every = np.empty(CHUNK, np.int64)
     ties, indices = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
     byte = np.uint8(threshold >> 24)
@@ -595,7 +670,7 @@ def _scattered(
                     found += 1
         if found:
             _settle(u, ties, indices, found, key, threshold)
-        _apply(y, x, memory + start, count, u, least, scale)
+        _apply(y, x, memory + start, count, u, least, factor)
 
 
 @_parallel_kernel
@@ -707,7 +782,8 @@ def _launch(
     if y.size == 0:
         return
     plan = _plan(y.shape, y.strides, draws.strides, y.itemsize)
-    flat_y, flat_x = _flat(y, plan.order), None if x is None else _flat(x, plan.order)
+    flat_y = _in_memory_order(y, plan.order)
+    flat_x = None if x is None else _in_memory_order(x, plan.order)
     parts = _threads(y.size, threads)
     arguments = flat_y, flat_x, plan.dims, key, draws.base, threshold, scale
     if parts == 1:
@@ -716,7 +792,7 @@ def _launch(
         _in_parallel(plan.loop.parallel, *arguments, parts)
 
 
-def _flat(array: Array, order: tuple[int, ...]) -> Array:
+def _in_memory_order(array: Array, order: tuple[int, ...]) -> Array:
     if array.ndim == 1:
         return array
     return (array if array.flags.c_contiguous else array.transpose(order)).reshape(-1)
@@ -776,8 +852,47 @@ def dropout(
     if threshold == ALL:
         out[...] = 0
         return
-    factor = scale if x.dtype == np.float64 else np.float32(scale)
-    _launch(out, None if out is x else x, draws, key, threshold, factor, threads)
+    _launch(out, None if out is x else x, draws, key, threshold, scale, threads)
+
+
+def dropout_flat(
+    out: int,
+    x: int,
+    like: Array,
+    size: int,
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    *,
+    threads: int | None = None,
+) -> None:
+    """`dropout` of contiguous elements by their addresses, with the draws from index 0 on.
+
+    Args:
+        out: the address of the output's first element; may be `x`.
+        x: the address of the input's first element.
+        like: an array, also an empty one, of the elements' dtype.
+        size: the number of elements.
+        key: the four uint32 words of the key.
+        threshold: integer in [0, 2**32]; 2**32 drops everything.
+        scale: the survivors' factor, rounded once to the compute type.
+        threads: the most threads to use; by default Numba's number.
+
+    Example:
+        >>> x = np.ones(8, np.float32)
+        >>> dropout_flat(x.ctypes.data, x.ctypes.data, x, 8, (0, 0, 0, 0), 2**31, 2.0)
+        >>> x
+        array([2., 2., 0., 0., 2., 2., 0., 2.], dtype=float32)
+    """
+    if threshold == ALL:
+        ctypes.memset(out, 0, size * like.itemsize)
+        return
+    source = None if x == out else x
+    parts = 1 if size < 2 * GRAIN else _threads(size, threads)
+    if parts == 1:
+        _flat(out, source, like, size, *key, threshold, scale, 0, 1)
+    else:
+        _in_parallel(_flat_parallel, out, source, like, size, *key, threshold, scale, parts)
 
 
 def keep(
@@ -802,7 +917,7 @@ def keep(
     if threshold == ALL:
         out[...] = False
         return
-    _launch(out.view(np.uint8), None, draws, key, threshold, np.float32(1), threads)
+    _launch(out.view(np.uint8), None, draws, key, threshold, 1.0, threads)
 
 
 def words(out: npt.NDArray[np.uint32], key: KeyWords, plane: int = 0, block: int = 0) -> None:

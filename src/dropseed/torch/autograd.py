@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -29,7 +30,12 @@ from dropseed.mask.shard import whole
 
 _PLAIN_TYPES = (Tensor, nn.Parameter)
 _BITS = {torch.float16: torch.int16, torch.bfloat16: torch.uint16}
-_CPU_TYPES = (torch.float32, torch.float64, *_BITS)
+_LIKE = {  # the CPU kernel's types: NumPy knows no bfloat16, and Numba no float16
+    torch.float32: np.empty(0, np.float32),
+    torch.float64: np.empty(0, np.float64),
+    torch.float16: np.empty(0, np.int16),
+    torch.bfloat16: np.empty(0, np.uint16),
+}
 
 _draws = lru_cache(maxsize=4096)(whole)
 
@@ -264,32 +270,50 @@ def _compute(
     inplace: bool,
 ) -> Tensor:
     """Run the kernel of the input's device; in place or into a new tensor of the same strides."""
-    if input.device.type == "cpu" and input.dtype in _CPU_TYPES:
-        return _compute_on_cpu(input, key, _number(threshold), float(scale), shared, inplace)
-    shape = [1 if axis in shared else size for axis, size in enumerate(input.shape)]
-    output = eager.apply(input, eager.keep(key, threshold, shape), scale)
-    return input.copy_(output) if inplace else torch.empty_like(input).copy_(output)
+    like = _LIKE.get(input.dtype)
+    if like is None or not input.is_cpu:
+        shape = [1 if axis in shared else size for axis, size in enumerate(input.shape)]
+        output = eager.apply(input, eager.keep(key, threshold, shape), scale)
+        return input.copy_(output) if inplace else torch.empty_like(input).copy_(output)
+    words, threads = _words(key.tolist()), torch.get_num_threads()
+    threshold, scale = _number(threshold), float(scale)
+    lazy = input.is_neg() or input._is_zerotensor()
+    if lazy or shared or not input.is_contiguous():
+        return _compute_strided(input, words, threshold, scale, shared, inplace, lazy, threads)
+    output = input if inplace else torch.empty_like(input)
+    _cpu_kernel().dropout_flat(
+        output.data_ptr(),
+        input.data_ptr(),
+        like,
+        input.numel(),
+        words,
+        threshold,
+        scale,
+        threads=threads,
+    )
+    return output
 
 
-def _compute_on_cpu(
+def _compute_strided(
     input: Tensor,
-    key: Tensor,
+    words: tuple[int, int, int, int],
     threshold: int,
     scale: float,
     shared: tuple[int, ...],
     inplace: bool,
+    lazy: bool,
+    threads: int,
 ) -> Tensor:
     # `empty_like` keeps the strides of what is dense in memory; anything else is copied first.
     output = torch.empty_like(input)
-    lazy = input.is_neg() or input._is_zerotensor()
-    dense = not lazy and (input.is_contiguous() or output.stride() == input.stride())
+    dense = not lazy and output.stride() == input.stride()
     if inplace and dense:
         output = input
     source = input if dense else output.copy_(input)
     y = _buffer(output)
     x = y if source is output else _buffer(source)
-    draws, threads = _draws(input.shape, shared), torch.get_num_threads()
-    _cpu_kernel().dropout(y, x, draws, _words(key.tolist()), threshold, scale, threads=threads)
+    draws = _draws(input.shape, shared)
+    _cpu_kernel().dropout(y, x, draws, words, threshold, scale, threads=threads)
     return input.copy_(output) if inplace and not dense else output
 
 
