@@ -9,7 +9,15 @@ from torch.nn import functional
 
 import dropseed.torch as dst
 from benchmarks import philox
-from benchmarks.harness import Bar, medians, per_element, reuse_memory, show, show_bars
+from benchmarks.harness import (
+    Bar,
+    fresh_memory,
+    medians,
+    per_element,
+    reuse_memory,
+    show,
+    show_bars,
+)
 
 
 def _step(apply: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], object]:
@@ -98,6 +106,7 @@ def in_place() -> None:
 
 
 def main() -> None:
+    fresh_memory()
     forward_and_backward("fresh outputs, page faults included")
     in_place()
     reuse_memory()

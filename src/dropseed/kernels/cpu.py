@@ -41,7 +41,9 @@ GRAIN = 2**15  # elements that pay for waking another thread
 TIES = 64  # ties settled at once
 TILE = 2**16  # bytes of a tile that is turned
 TILE_EDGE = 512
-SLOT = TILE_EDGE + 80  # room for one row of draws at any offset, in whole groups of 64 bytes
+NARROW = 8  # fewer columns than this make a tile high instead
+NARROW_HEIGHT = 2048
+SLACK = 80  # beside a row of draws: room for any offset, in whole groups of 64 bytes
 ALL = 2**32  # the threshold that drops everything
 _LOW = np.uint64(0xFFFFFFFF)
 _VECTOR64 = ir.VectorType(ir.IntType(8), 64)
@@ -570,23 +572,42 @@ def _spread(
     u = scratch[1]
     length, width, apart = inner[0, 0], middle[0, 0], middle[0, 1]
     pieces = (length + GRAIN - 1) // GRAIN
+    joined = pieces == 1 and apart == length
     tasks = _count(outer) * width * pieces
     task, last = tasks * part[0] // part[1], tasks * (part[0] + 1) // part[1]
     while task < last:
         row, piece = task // pieces, task % pieces
         column = row % width
-        count = min(CHUNK, width - column)
         memory, draw = _places(outer, row // width)
+        count = min(CHUNK, width - column, (last - task + piece + pieces - 1) // pieces)
         first = _draw(scratch, key, base + draw + column, count, threshold)
-        for i in range(min(count, (last - task + piece + pieces - 1) // pieces)):
-            place = memory + (column + i) * apart
-            kept = u[first + i] >= least
-            while piece < pieces and task < last:
-                start = piece * GRAIN
-                _apply_one(y, x, place + start, min(GRAIN, length - start), kept, factor)
-                piece += 1
-                task += 1
-            piece = 0
+        i = 0
+        while i < count and task < last:
+            kept, run = u[first + i] >= least, 1
+            while joined and i + run < count and (u[first + i + run] >= least) == kept:
+                run += 1  # what shares its fate is one piece of memory
+            start = piece * GRAIN
+            size = run * length if joined else min(GRAIN, length - start)
+            _apply_one(y, x, memory + (column + i) * apart + start, size, kept, factor)
+            task += run
+            piece = (piece + 1) % pieces
+            i += run if piece == 0 else 0
+
+
+@_inner
+def _interleave(u: Array, firsts: Array, rows: int, tile: Array, columns: int) -> None:
+    """Turn the draws of 2 to 4 columns: colour channels. These loops vectorise."""
+    a, b, c, d = u[firsts[0] :], u[firsts[1] :], u[firsts[2] :], u[firsts[3] :]
+    if columns == 2:
+        for i in range(rows):
+            tile[2 * i], tile[2 * i + 1] = a[i], b[i]
+    elif columns == 3:
+        for i in range(rows):
+            tile[3 * i], tile[3 * i + 1], tile[3 * i + 2] = a[i], b[i], c[i]
+    else:
+        for i in range(rows):
+            tile[4 * i], tile[4 * i + 1] = a[i], b[i]
+            tile[4 * i + 2], tile[4 * i + 3] = c[i], d[i]
 
 
 @_kernel
@@ -602,7 +623,8 @@ def _turned(
     length, apart = inner[0, 0], inner[0, 2]
     height, pitch = middle[0, 0], middle[0, 1]
     widest = min(length, TILE_EDGE)
-    highest = min(TILE // widest, TILE_EDGE)
+    highest = NARROW_HEIGHT if widest < NARROW else min(TILE // widest, TILE_EDGE)
+    slot = highest + SLACK & ~15
     across = (length + widest - 1) // widest
     down = (height + highest - 1) // highest
     tasks = _count(outer) * across * down
@@ -611,7 +633,7 @@ def _turned(
         top, left = task // across % down * highest, task % across * widest
         rows, columns = min(highest, height - top), min(widest, length - left)
         joined = apart == rows  # the draws go on from column to column
-        batch = (CHUNK // (rows if joined else SLOT)) & ~7
+        batch = max(8, (CHUNK // (rows if joined else slot)) & ~7)
         for near in range(0, columns, batch):
             # No group of 8 may pass the tile's last column: its bytes would run into the next row.
             near = max(0, min(near, columns - 8))
@@ -625,14 +647,17 @@ def _turned(
                 found = 0
                 for i in range(wide):
                     first = index + i * apart
-                    found = _collect(scratch, i * SLOT, key, first, rows, threshold, found)
-                    firsts[i] = i * SLOT + (first & 15)
+                    found = _collect(scratch, i * slot, key, first, rows, threshold, found)
+                    firsts[i] = i * slot + (first & 15)
                 if found:
                     _settle(u, scratch[2], scratch[3], found, key, threshold)
-            for group in range(0, wide, 8):
-                j = max(0, min(group, wide - 8))
-                for i in range(0, rows, 8):
-                    _turn8(u, firsts[j:], i, tile, i * columns + near + j, columns)
+            if columns <= 4:
+                _interleave(u, firsts, rows, tile, columns)
+            else:
+                for group in range(0, wide, 8):
+                    j = max(0, min(group, wide - 8))
+                    for i in range(0, rows, 8):
+                        _turn8(u, firsts[j:], i, tile, i * columns + near + j, columns)
         place = memory + top * pitch + left
         if pitch == columns:
             _apply(y, x, place, rows * columns, tile, least, factor)
