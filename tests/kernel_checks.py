@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import vectors
-from dropseed.mask import Key, Rate, keep, shared_axes, uniform
+from dropseed.mask import Key, Rate, gaussian, keep, shared_axes, uniform
 from dropseed.mask.shard import part, whole
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -95,6 +95,45 @@ def check_flat(kernel, x, expected, words, rate, threads):
             words,
             rate.threshold,
             rate.scale,
+            threads=threads,
+        )
+        assert same_bits(out, expected)
+
+
+def check_affine(kernel, x, draws, key, rate, threads=1):
+    """The affine law: survivors scaled and shifted, the dropped filled."""
+    strength, words = Rate(rate), key.words
+    scale, shift, fill = 1.5, 0.25, -0.75
+    mask = torch.from_numpy(np.array(reference_mask(key, strength, draws)))
+    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    expected = torch.where(mask, (wide * scale + shift).to(x.dtype), fill)
+    copy = x.clone()
+    for target, source in ((torch.empty_like(x), x), (copy, copy)):
+        y = buffer(target)
+        z = y if target is source else buffer(source)
+        kernel.dropout(
+            y, z, draws, words, strength.threshold, (scale, shift, fill), threads=threads
+        )
+        assert same_bits(target, expected)
+
+
+def check_gaussian(kernel, x, key, sigma, threads=1):
+    """Gaussian noise on contiguous elements: its draws, and what it makes of them."""
+    draws = np.empty(x.numel(), np.float32)
+    kernel.normals(draws, key.words)
+    assert np.abs(draws - gaussian(key, x.numel())).max(initial=0) < 2**-18
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    factors = torch.from_numpy(draws).to(wide).reshape(x.shape) * sigma + 1
+    expected = (x.to(wide) * factors).to(x.dtype)
+    copy = x.clone()
+    for out, source in ((torch.empty_like(x), x), (copy, copy)):
+        kernel.gaussian_flat(
+            out.data_ptr(),
+            source.data_ptr(),
+            buffer(x).reshape(-1),
+            x.numel(),
+            key.words,
+            sigma,
             threads=threads,
         )
         assert same_bits(out, expected)

@@ -1,6 +1,6 @@
 """dropseed: dropout whose masks are pure functions of a seed."""
 
-from dropseed.mask import Key, Rate, drop_block, gaussian, integers, keep, subset, uniform
+from dropseed.mask import Key, Rate, drop_block, gaussian, integers, keep, schedule, subset, uniform
 
 __version__ = "0.1.0"
 
@@ -12,6 +12,7 @@ __all__ = [
     "gaussian",
     "integers",
     "keep",
+    "schedule",
     "subset",
     "uniform",
 ]

@@ -2,13 +2,14 @@
 
 Imports stay inside the commands, so that `--help` is quick and `dropseed mask` needs NumPy alone.
 Whatever goes wrong is one sentence on stderr and a status: 2 for wrong use, 128 + n for signal n,
-1 otherwise. A traceback comes with `--debug` only.
+1 otherwise. A traceback comes with `--debug` only, which may stand anywhere.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,15 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != "--debug"]
     try:
         status = app(words, standalone_mode=False) or 0
         sys.stdout.flush()
     except TyperException as error:
         reason = error.format_message().rstrip(".")
         return _fail(f"{reason}. See `dropseed --help`.", error.exit_code)
-    except (DropseedError, OSError) as error:
-        if "--debug" in words or os.environ.get(DEBUG_VARIABLE):
+    except (DropseedError, OSError, MemoryError) as error:
+        if words != given or os.environ.get(DEBUG_VARIABLE):
             raise
         return _fail(_sentence(error), _status(error))
     if status == 130:  # what Typer makes of a Ctrl-C
@@ -82,7 +84,11 @@ def _options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help=f"Show tracebacks; so does {DEBUG_VARIABLE}=1.")
+        bool,
+        typer.Option(
+            "--debug",
+            help=f"Show tracebacks. May stand anywhere; {DEBUG_VARIABLE}=1 does the same.",
+        ),
     ] = False,
 ) -> None:
     if version:
@@ -193,7 +199,7 @@ def trace(
     rows = walk(network, sizes, seed)
     console = _console()
     console.print(show.trace_table(rows, sum(p.numel() for p in network.parameters())))
-    sentences = [show.drop_sentences(row.name, row.drops) for row in rows if row.drops is not None]
+    sentences = [show.drop_sentences(row.label, row.drops) for row in rows if row.drops is not None]
     for sentence in sentences or ["No dropout layer was called."]:
         console.print(sentence, highlight=False, soft_wrap=True)
 
@@ -202,27 +208,42 @@ def trace(
 def mask(
     shape: Annotated[str, typer.Option(help="Shape of the mask, for instance 8,1600.")],
     seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
-    site: Annotated[str, typer.Option(help="The layer's qualified name, or its number.")] = "0",
+    site: Annotated[
+        str | None,
+        typer.Option(help="The layer's qualified name, as `dropseed trace` prints it."),
+    ] = None,
+    site_number: Annotated[
+        int | None,
+        typer.Option(help="The site's number, instead of a name.", show_default="0"),
+    ] = None,
     step: Annotated[int, typer.Option(help="The step, counted from 0.")] = 0,
     rate: Annotated[float, typer.Option(help="Fraction dropped, in [0, 1].")] = 0.5,
-    png: Annotated[Path | None, typer.Option(help="Draw it into this file, too.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw it into this PNG file, too.")] = None,
 ) -> None:
     """Show any mask of any past run, and its kept fraction."""
     from dropseed.lab import files, pictures, show
     from dropseed.mask import Key
     from dropseed.mask import Rate as CheckedRate
 
-    key = Key(seed, int(site), step) if site.isdecimal() else Key(seed, step=step).at(site)
+    if site is not None and site_number is not None:
+        raise InvalidValueError(
+            "`--site` and `--site-number` exclude each other; give one of them."
+        )
+    key = Key(seed, site_number or 0, step)
+    place = f"site number {key.site}"
+    if site is not None:
+        key, place = key.at(site), f"site {site}"
     sizes = _sizes(shape, "--shape", ",")
     if png is not None:
+        _check_png(png)
         pictures.need_matplotlib()
     rows = show.whole_mask(key, CheckedRate(rate), sizes)
     console = _console()
     show.print_mask(rows, console)
-    title = f"seed {seed}, site {site}, step {step}, shape {shape}, rate {rate:g}"
-    kept = f"kept {int(rows.sum()):,} of {rows.size:,}" + (
-        f" ({rows.mean():.2%})" * bool(rows.size)
-    )
+    title = f"seed {seed}, {place}, step {step}, shape {shape}, rate {rate:g}"
+    kept = f"kept {int(rows.sum()):,} of {rows.size:,}"
+    if rows.size:
+        kept += f" ({rows.mean():.2%})"
     console.print(f"{title}: {kept}", highlight=False, soft_wrap=True)
     if png is not None:
         files.write_bytes(png, pictures.mask(rows, f"{title}: {kept}"))
@@ -235,19 +256,21 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _sizes(text: str, option: str, separator: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(word) for word in text.replace("x", ",").split(","))
-    except ValueError:
-        sizes = (-1,)
-    if min(sizes) < 0:
+    # 64 is the most dimensions that NumPy has; an int64 holds any number of 18 digits.
+    if not re.fullmatch(r"[0-9]{1,18}([,x] ?[0-9]{1,18}){0,63}", text):
         example = separator.join(("8", "1600") if separator == "," else ("1", "28", "28"))
         raise InvalidValueError(f"`{option}` must read like {example}; got {text!r}.")
-    return sizes
+    return tuple(int(size) for size in re.split("[,x]", text))
 
 
 def _check_workers(workers: int) -> None:
     if not 0 <= workers <= 256:
         raise InvalidValueError(f"`workers` must be in [0, 256]; got {workers}.")
+
+
+def _check_png(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise InvalidValueError(f"`--png` must end in .png; got {str(path)!r}.")
 
 
 def _need(*packages: str) -> None:
@@ -308,6 +331,8 @@ _REMEDIES = {
 
 def _sentence(error: Exception) -> str:
     """One line that says what to do."""
+    if isinstance(error, MemoryError):
+        return "Out of memory. Ask for something smaller, or free some memory."
     if not isinstance(error, OSError) or isinstance(error, DropseedError):
         return " ".join(str(error).split())
     place = f" ({error.filename})" if error.filename else ""

@@ -46,6 +46,28 @@ def test_any_layout_and_shared_axes(data, key, rate, dtype):
     checks.check_dropout(cpu, x, whole(shape, shared), key, rate, threads)
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), key=KEYS, rate=RATES, dtype=st.sampled_from(checks.FLOATS))
+def test_the_affine_law(data, key, rate, dtype):
+    shape = tuple(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3)))
+    order = data.draw(st.permutations(range(len(shape))))
+    shared = data.draw(st.sets(st.sampled_from(range(len(shape)))))
+    x = checks.random_tensor(shape, dtype, order)
+    checks.check_affine(cpu, x, whole(shape, shared), key, rate, data.draw(st.integers(1, 4)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    key=KEYS,
+    size=st.sampled_from([0, 1, 15, 17, 2047, 2048, 2049, 70_000]),
+    sigma=st.floats(0, 100),
+    dtype=st.sampled_from(checks.FLOATS),
+    threads=st.integers(1, 4),
+)
+def test_gaussian_noise(key, size, sigma, dtype, threads):
+    checks.check_gaussian(cpu, checks.random_tensor((size,), dtype), key, sigma, threads)
+
+
 @settings(max_examples=80, deadline=None)
 @given(data=st.data(), key=KEYS, rate=RATES)
 def test_any_shard(data, key, rate):
@@ -70,6 +92,19 @@ SHAPES = [
     (7, 3, 64, 64),
     (600, 700),
 ]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 7, 8, 9, 511, 512, 513, 514, 516, 520, 1025])
+@pytest.mark.parametrize("rows", [7, 64, 2051])
+def test_tiles_of_any_width(rows, columns):
+    """Each width has its way to turn a tile, and the last tile across has what is left."""
+    if rows * columns > 2**17:
+        rows = 100
+    x = checks.random_tensor((columns, rows), torch.float32, (1, 0))
+    checks.check_dropout(cpu, x, whole((columns, rows)), Key(21, 22, 23), 0.3)
+    x = checks.random_tensor((2, columns, rows), torch.float32, (0, 2, 1))
+    draws = part((2, columns, rows), (0, 0, 3), 1, (2, columns, rows + 5))
+    checks.check_dropout(cpu, x, draws, Key(24), 0.3)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -15,7 +15,7 @@ MUTANTS = {
     "ties always dropped": ("if threshold & 0xFFFFFF:\n        byte", "if False:\n        byte"),
     "ties always kept": ("lower[i] >= byte) == kept_wins", "lower[i] >= 0) == kept_wins"),
     "a plane off by one bit": ("np.uint64(plane) << np.uint64(28)", "np.uint64(plane) << 29"),
-    "<= for <": ("if u[i] >= least else zero", "if u[i] > least else zero"),
+    "<= for <": ("if u[i] >= least else casualty", "if u[i] > least else casualty"),
     "the index cut at 2^44": (
         "first + np.uint64(i)\n",
         "(first + np.uint64(i)) & np.uint64(0xFFFFFFFFFF)\n",

@@ -28,8 +28,10 @@ def test_the_ops_pass_torch_s_own_checks(words):
     threshold, scale = torch.tensor(2**31), torch.tensor(2.0, dtype=torch.float64)
     for x in (X.clone().requires_grad_(), X.half().t(), torch.ones(0, 3), torch.ones(())):
         axes = [1] if x.dim() else []
-        torch.library.opcheck(ops.dropout, (x, words, 2**31, 2.0, axes))
-        torch.library.opcheck(ops.dropout_tensor_rate, (x, words, threshold, scale, axes))
+        torch.library.opcheck(ops.dropout, (x, words, 2**31, 2.0, None, None, axes))
+        torch.library.opcheck(
+            ops.dropout_tensor_rate, (x, words, threshold, scale, None, None, axes)
+        )
     for shape in ([3, 4], [0], []):
         keys, thresholds = torch.stack([words, words + 1]), torch.stack([threshold, threshold])
         torch.library.opcheck(ops.keep, (keys, 2**31, shape, True))

@@ -13,6 +13,7 @@ loop compares bytes and selects: a dropped value is never multiplied, so a dropp
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 import warnings
@@ -35,10 +36,12 @@ from dropseed.mask.shard import Draws
 
 Array = npt.NDArray[Any]
 KeyWords = tuple[int, int, int, int]
+Scale = float | tuple[float, float, float]
 
 CHUNK = 2**14  # draws made at once: their bytes stay in the cache
 GRAIN = 2**15  # elements that pay for waking another thread
 TIES = 64  # ties settled at once
+NORMALS = 2**11  # Gaussian draws made at once, from eight planes
 TILE = 2**16  # bytes of a tile that is turned
 TILE_EDGE = 512
 NARROW = 8  # fewer columns than this make a tile high instead
@@ -339,112 +342,214 @@ def _draw(scratch: Any, key: KeyWords, index: int, count: int, threshold: int) -
     return index & 15
 
 
+@_inner
+def _minus_log(u: Any) -> Any:
+    """``-ln((u + 1) / 2**32)`` of a uint32, in float32 to a few units of the last place.
+
+    By ``ln(m) = 2 atanh((m - 1) / (m + 1))``. Above one half it is computed from the distance to
+    1, which is exact, since the square root to come magnifies an error there.
+    """
+    near = u >= np.uint32(0x80000000)
+    distance = np.float32(np.int32(~u)) * np.float32(2.0**-32)
+    bits = _float_to_bits(np.float32(np.int32(u)) + np.float32(1))
+    exponent = np.int32(bits >> np.uint32(23)) - np.int32(127)
+    m = _bits_to_float(np.uint32((bits & np.uint32(0x7FFFFF)) | np.uint32(0x3F800000)))
+    large = m > np.float32(1.4142135)
+    m = m * np.float32(0.5) if large else m
+    exponent = exponent + np.int32(1) if large else exponent
+    top = distance if near else np.float32(1) - m
+    bottom = np.float32(2) - distance if near else np.float32(1) + m
+    s = top / bottom
+    s2 = s * s
+    series = np.float32(2 / 13)
+    for power in (11, 9, 7, 5, 3, 1):
+        series = series * s2 + np.float32(2 / power)
+    whole = np.float32(np.int32(32) - exponent) * np.float32(0.6931471805599453)
+    return s * series + (np.float32(0) if near else whole)
+
+
+@_inner
+def _cosine(v: Any) -> Any:
+    """``cos(2 pi v / 2**32)`` of a uint32, in float32, within 2**-22."""
+    half = np.uint32(0) - v if v >= np.uint32(0x80000000) else v  # the cosine is even
+    half = np.uint32(half)
+    far = half > np.uint32(0x40000000)
+    angle = np.int32(np.uint32(0x80000000) - half) if far else np.int32(half)
+    x = np.float32(angle) * np.float32(np.pi / 2**31)
+    x2 = x * x
+    series = np.float32(1 / 479001600)
+    for factorial in (-3628800, 40320, -720, 24, -2, 1):
+        series = series * x2 + np.float32(1 / factorial)
+    return -series if far else series
+
+
+@_inner
+def _join(out: Array, u: Array, first: int) -> None:
+    """The 32-bit integers of draws from their bytes in four planes, most significant first."""
+    row, n = NORMALS, out.size
+    a, b = u[first * row :][:n], u[(first + 1) * row :][:n]
+    c, d = u[(first + 2) * row :][:n], u[(first + 3) * row :][:n]
+    for i in range(n):
+        high = np.uint32(a[i]) << np.uint32(24) | np.uint32(b[i]) << np.uint32(16)
+        out[i] = np.uint32(high | np.uint32(c[i]) << np.uint32(8) | np.uint32(d[i]))
+
+
+@_inner
+def _draw_normals(scratch: Any, key: KeyWords, index: int, count: int) -> Array:
+    """Standard normal draws [index, index + count), whose first index is a multiple of 16."""
+    words, u, v, z = scratch
+    for plane in range(8):
+        first = plane * NORMALS >> 2
+        _words(words[first : first + (count + 15 >> 4 << 2)], key, plane, index >> 4)
+    _join(u[:count], _as_bytes(words), 0)
+    _join(v[:count], _as_bytes(words), 4)
+    for i in range(count):
+        z[i] = math.sqrt(np.float32(2) * _minus_log(u[i])) * _cosine(v[i])
+    drawn: Array = z[:count]
+    return drawn
+
+
+@_inner
+def _normal_scratch() -> tuple[Array, Array, Array, Array]:
+    """Room for one chunk's words in eight planes, its two integers a draw, and its draws."""
+    integers = np.empty((2, NORMALS), np.uint32)
+    return np.empty(2 * NORMALS, np.uint32), integers[0], integers[1], np.empty(NORMALS, np.float32)
+
+
 # ---- applying --------------------------------------------------------------------------------
 
 
-def _survivor(value: Any, scale: Any) -> Any:
-    """What a kept element becomes: the product in the compute type, rounded to the element's."""
+def _wide(value: Any) -> Any:
+    """An element in its compute type: float32 for halves."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(_survivor)
-def _survivor_of_type(value: Any, scale: Any) -> Any:
-    if value == types.int16:
-        return _survivor_float16
-    if value == types.uint16:
-        return _survivor_bfloat16
-    if value == types.uint8:
-        return _survivor_flag
-    return _survivor_float
+def _narrow(like: Any, value: Any) -> Any:
+    """A value of the compute type rounded to the type of the element `like`."""
+    raise NotImplementedError("compiled code only")
 
 
 def _factor(like: Any, scale: Any) -> Any:
-    """The scale, rounded once to the compute type of an array's elements."""
+    """The scale, or scale, shift and fill, rounded once to the compute type of `like`."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(_factor)
-def _factor_of_type(like: Any, scale: Any) -> Any:
-    return _factor_float64 if like.dtype == types.float64 else _factor_float32
+def _survivor(value: Any, factor: Any) -> Any:
+    """What a kept element becomes."""
+    raise NotImplementedError("compiled code only")
 
 
-def _factor_float64(like: Any, scale: Any) -> Any:
-    return scale
+def _casualty(like: Any, factor: Any) -> Any:
+    """What a dropped element becomes."""
+    raise NotImplementedError("compiled code only")
 
 
-def _factor_float32(like: Any, scale: Any) -> Any:
-    return np.float32(scale)
+@overload(_wide, strict=False)
+def _wide_of_type(value: Any) -> Any:
+    if value == types.int16:
+        return lambda value: _half_to_float(value)
+    if value == types.uint16:
+        return lambda value: _bits_to_float(np.uint32(np.uint32(value) << np.uint32(16)))
+    return lambda value: value
 
 
-def _survivor_float(value: Any, scale: Any) -> Any:
-    return value * scale
+@overload(_narrow, strict=False)
+def _narrow_of_type(like: Any, value: Any) -> Any:
+    if like == types.int16:
+        return lambda like, value: _float_to_half(value)
+    if like == types.uint16:
+        return lambda like, value: _float_to_bfloat16(value)
+    return lambda like, value: value
 
 
-def _survivor_flag(value: Any, scale: Any) -> Any:
-    return np.uint8(1)
-
-
-def _survivor_float16(value: Any, scale: Any) -> Any:
-    return _float_to_half(_half_to_float(value) * scale)
-
-
-def _survivor_bfloat16(value: Any, scale: Any) -> Any:
-    wide = _bits_to_float(np.uint32(np.uint32(value) << np.uint32(16)))
-    bits = _float_to_bits(wide * scale)
+@_inner
+def _float_to_bfloat16(value: Any) -> np.uint16:
+    bits = _float_to_bits(value)
     even = np.uint32(np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
     rounded = np.uint16(np.uint32(bits + even) >> np.uint32(16))
     infinity = np.uint32(0x7F800000)
     nan = np.uint32(bits & np.uint32(0x7FFFFFFF)) > infinity
-    return np.uint16(0x7FC0) if nan else rounded
+    quiet: np.uint16 = np.uint16(0x7FC0)
+    return quiet if nan else rounded
+
+
+@overload(_factor, strict=False)
+def _factor_of_type(like: Any, scale: Any) -> Any:
+    affine = isinstance(scale, types.BaseTuple)
+    if like.dtype == types.float64:
+        return lambda like, scale: scale
+    if affine:
+        return lambda like, scale: (
+            np.float32(scale[0]),
+            np.float32(scale[1]),
+            np.float32(scale[2]),
+        )
+    return lambda like, scale: np.float32(scale)
+
+
+@overload(_survivor, strict=False)
+def _survivor_of_type(value: Any, factor: Any) -> Any:
+    if value == types.uint8:  # a mask
+        return lambda value, factor: np.uint8(1)
+    if isinstance(factor, types.BaseTuple):
+        return lambda value, factor: _narrow(value, _wide(value) * factor[0] + factor[1])
+    return lambda value, factor: _narrow(value, _wide(value) * factor)
+
+
+@overload(_casualty, strict=False)
+def _casualty_of_type(like: Any, factor: Any) -> Any:
+    if isinstance(factor, types.BaseTuple):
+        return lambda like, factor: _narrow(like, factor[2])
+    return lambda like, factor: like
 
 
 @_inner
-def _select(y: Array, x: Array, u: Array, least: Any, scale: Any) -> None:
-    zero = y.dtype.type(0)
+def _select(y: Array, x: Array, u: Array, least: Any, factor: Any) -> None:
+    casualty = _casualty(y.dtype.type(0), factor)
     for i in range(y.size):
-        value = _survivor(x[i], scale)
-        y[i] = value if u[i] >= least else zero
+        value = _survivor(x[i], factor)
+        y[i] = value if u[i] >= least else casualty
 
 
 @_inner
-def _select_in_place(y: Array, u: Array, least: Any, scale: Any) -> None:
+def _select_in_place(y: Array, u: Array, least: Any, factor: Any) -> None:
     # Its own loop: called with y = x, the other one finds an overlap and runs unvectorised.
-    zero = y.dtype.type(0)
+    casualty = _casualty(y.dtype.type(0), factor)
     for i in range(y.size):
-        value = _survivor(y[i], scale)
-        y[i] = value if u[i] >= least else zero
+        value = _survivor(y[i], factor)
+        y[i] = value if u[i] >= least else casualty
 
 
 @_inner
-def _apply(y: Array, x: Any, at: int, count: int, u: Array, least: Any, scale: Any) -> None:
+def _apply(y: Array, x: Any, at: int, count: int, u: Array, least: Any, factor: Any) -> None:
     """Drop or keep the elements [at, at + count), each by its own byte."""
     if x is None:
-        _select_in_place(y[at : at + count], u, least, scale)
+        _select_in_place(y[at : at + count], u, least, factor)
     else:
-        _select(y[at : at + count], x[at : at + count], u, least, scale)
+        _select(y[at : at + count], x[at : at + count], u, least, factor)
 
 
 @_inner
-def _scale_all(y: Array, x: Array, scale: Any) -> None:
+def _scale_all(y: Array, x: Array, factor: Any) -> None:
     for i in range(y.size):
-        y[i] = _survivor(x[i], scale)
+        y[i] = _survivor(x[i], factor)
 
 
 @_inner
-def _scale_all_in_place(y: Array, scale: Any) -> None:
+def _scale_all_in_place(y: Array, factor: Any) -> None:
     for i in range(y.size):
-        y[i] = _survivor(y[i], scale)
+        y[i] = _survivor(y[i], factor)
 
 
 @_inner
-def _apply_one(y: Array, x: Any, at: int, count: int, kept: bool, scale: Any) -> None:
+def _apply_one(y: Array, x: Any, at: int, count: int, kept: bool, factor: Any) -> None:
     """Drop or keep the elements [at, at + count) together."""
     if not kept:
-        y[at : at + count] = y.dtype.type(0)
+        y[at : at + count] = _casualty(y.dtype.type(0), factor)
     elif x is None:
-        _scale_all_in_place(y[at : at + count], scale)
+        _scale_all_in_place(y[at : at + count], factor)
     else:
-        _scale_all(y[at : at + count], x[at : at + count], scale)
+        _scale_all(y[at : at + count], x[at : at + count], factor)
 
 
 # ---- geometry: which loop, over which part -----------------------------------------------------
@@ -472,6 +577,18 @@ def _count(dims: Array) -> int:
     return total
 
 
+def _elements(at: Any, like: Any, size: Any) -> Any:
+    """The `size` elements from an address on; None where there is no address."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_elements, strict=False)
+def _elements_of_type(at: Any, like: Any, size: Any) -> Any:
+    if isinstance(at, types.NoneType):
+        return lambda at, like, size: None
+    return lambda at, like, size: carray(_pointer(at, like), size)
+
+
 @_kernel
 def _flat(
     y_at: int,
@@ -483,14 +600,13 @@ def _flat(
     site: int,
     step: int,
     threshold: int,
-    scale: float,
+    scale: Any,
     part: int,
     parts: int,
 ) -> None:
     """Contiguous elements with the draws from 0 on, by address: what a small call is made of."""
     # Plain numbers: Numba takes a microsecond to look at arrays and tuples.
-    y = carray(_pointer(y_at, like), size)
-    x = None if x_at is None else carray(_pointer(x_at, like), size)
+    y, x = _elements(y_at, like, size), _elements(x_at, like, size)
     scratch, least, factor = _scratch(), _least(threshold), _factor(like, scale)
     chunks = (size + CHUNK - 1) // CHUNK
     for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
@@ -511,11 +627,76 @@ def _flat_parallel(
     site: int,
     step: int,
     threshold: int,
-    scale: float,
+    scale: Any,
     parts: int,
 ) -> None:
     for part in prange(parts):
         _flat(y_at, x_at, like, size, k0, k1, site, step, threshold, scale, part, parts)
+
+
+@_inner
+def _spread_out(y: Array, x: Any, at: int, z: Array, deviation: Any) -> None:
+    """The elements from `at` on, each times its own factor ``1 + deviation * z``."""
+    out = y[at : at + z.size]
+    if x is None:
+        for i in range(out.size):
+            out[i] = _narrow(out[i], _wide(out[i]) * (deviation * z[i] + np.float32(1)))
+    else:
+        source = x[at : at + z.size]
+        for i in range(out.size):
+            out[i] = _narrow(out[i], _wide(source[i]) * (deviation * z[i] + np.float32(1)))
+
+
+@_kernel
+def _gaussian(
+    y_at: int,
+    x_at: int | None,
+    like: Array,
+    size: int,
+    k0: int,
+    k1: int,
+    site: int,
+    step: int,
+    sigma: float,
+    part: int,
+    parts: int,
+) -> None:
+    """Contiguous elements, each times a normal draw of mean 1 and deviation `sigma`."""
+    y, x = _elements(y_at, like, size), _elements(x_at, like, size)
+    scratch, deviation = _normal_scratch(), _factor(like, sigma)
+    chunks = (size + NORMALS - 1) // NORMALS
+    for chunk in range(chunks * part // parts, chunks * (part + 1) // parts):
+        start = chunk * NORMALS
+        count = min(NORMALS, size - start)
+        z = _draw_normals(scratch, (k0, k1, site, step), start, count)
+        _spread_out(y, x, start, z, deviation)
+
+
+@_parallel_kernel
+def _gaussian_parallel(
+    y_at: int,
+    x_at: int | None,
+    like: Array,
+    size: int,
+    k0: int,
+    k1: int,
+    site: int,
+    step: int,
+    sigma: float,
+    parts: int,
+) -> None:
+    for part in prange(parts):
+        _gaussian(y_at, x_at, like, size, k0, k1, site, step, sigma, part, parts)
+
+
+@_kernel
+def _normals(z: Array, k0: int, k1: int, site: int, step: int) -> None:
+    scratch = _normal_scratch()
+    for start in range(0, z.size, NORMALS):
+        stop = min(start + NORMALS, z.size)
+        drawn = _draw_normals(scratch, (k0, k1, site, step), start, stop - start)
+        for i in range(stop - start):
+            z[start + i] = drawn[i]
 
 
 @_inner
@@ -651,7 +832,7 @@ def _turned(
                     firsts[i] = i * slot + (first & 15)
                 if found:
                     _settle(u, scratch[2], scratch[3], found, key, threshold)
-            if columns <= 4:
+            if 2 <= columns <= 4:
                 _interleave(u, firsts, rows, tile, columns)
             else:
                 for group in range(0, wide, 8):
@@ -845,13 +1026,22 @@ def _layer() -> str | None:
         return None
 
 
+def _drop_all(out: Array, scale: Scale) -> None:
+    out[...] = 0 if isinstance(scale, float) else _filling(np.empty(0, out.dtype), scale)
+
+
+@_kernel
+def _filling(like: Array, scale: Any) -> Any:
+    return _casualty(like.dtype.type(0), _factor(like, scale))
+
+
 def dropout(
     out: Array,
     x: Array,
     draws: Draws,
     key: KeyWords,
     threshold: int,
-    scale: float,
+    scale: Scale,
     *,
     threads: int | None = None,
 ) -> None:
@@ -864,7 +1054,8 @@ def dropout(
         draws: which draw each element has; a stride of 0 shares it along that axis.
         key: the four uint32 words of the key.
         threshold: integer in [0, 2**32]; 2**32 drops everything.
-        scale: the survivors' factor, rounded once to the compute type.
+        scale: the survivors' factor, rounded once to the compute type; or (scale, shift, fill):
+            survivors are shifted too, and what is dropped becomes `fill`.
         threads: the most threads to use; by default Numba's number.
 
     Example:
@@ -875,7 +1066,7 @@ def dropout(
         array([2., 2., 0., 0., 2., 2., 0., 2.], dtype=float32)
     """
     if threshold == ALL:
-        out[...] = 0
+        _drop_all(out, scale)
         return
     _launch(out, None if out is x else x, draws, key, threshold, scale, threads)
 
@@ -887,7 +1078,7 @@ def dropout_flat(
     size: int,
     key: KeyWords,
     threshold: int,
-    scale: float,
+    scale: Scale,
     *,
     threads: int | None = None,
 ) -> None:
@@ -900,7 +1091,8 @@ def dropout_flat(
         size: the number of elements.
         key: the four uint32 words of the key.
         threshold: integer in [0, 2**32]; 2**32 drops everything.
-        scale: the survivors' factor, rounded once to the compute type.
+        scale: the survivors' factor, rounded once to the compute type; or (scale, shift, fill):
+            survivors are shifted too, and what is dropped becomes `fill`.
         threads: the most threads to use; by default Numba's number.
 
     Example:
@@ -910,7 +1102,8 @@ def dropout_flat(
         array([2., 2., 0., 0., 2., 2., 0., 2.], dtype=float32)
     """
     if threshold == ALL:
-        ctypes.memset(out, 0, size * like.itemsize)
+        memory = (ctypes.c_char * (size * like.itemsize)).from_address(out)
+        _drop_all(np.frombuffer(memoryview(memory), like.dtype), scale)
         return
     source = None if x == out else x
     parts = 1 if size < 2 * GRAIN else _threads(size, threads)
@@ -943,6 +1136,57 @@ def keep(
         out[...] = False
         return
     _launch(out.view(np.uint8), None, draws, key, threshold, 1.0, threads)
+
+
+def gaussian_flat(
+    out: int,
+    x: int,
+    like: Array,
+    size: int,
+    key: KeyWords,
+    sigma: float,
+    *,
+    threads: int | None = None,
+) -> None:
+    """Multiply contiguous elements by normal draws of mean 1, those from index 0 on.
+
+    Args:
+        out: the address of the output's first element; may be `x`.
+        x: the address of the input's first element.
+        like: an array, also an empty one, of the elements' dtype.
+        size: the number of elements.
+        key: the four uint32 words of the key.
+        sigma: the draws' standard deviation, rounded once to the compute type.
+        threads: the most threads to use; by default Numba's number.
+
+    Example:
+        >>> x = np.ones(2, np.float32)
+        >>> gaussian_flat(x.ctypes.data, x.ctypes.data, x, 2, (0, 0, 0, 0), 1.0)
+        >>> x.round(4)
+        array([1.5981, 1.4363], dtype=float32)
+    """
+    source = None if x == out else x
+    parts = 1 if size < 2 * GRAIN else _threads(size, threads)
+    if parts == 1:
+        _gaussian(out, source, like, size, *key, sigma, 0, 1)
+    else:
+        _in_parallel(_gaussian_parallel, out, source, like, size, *key, sigma, parts)
+
+
+def normals(out: npt.NDArray[np.float32], key: KeyWords) -> None:
+    """Write standard normal draws from index 0 on, within 2**-18 of the double-precision ones.
+
+    Args:
+        out: contiguous float32 array of one dimension.
+        key: the four uint32 words of the key.
+
+    Example:
+        >>> out = np.empty(2, np.float32)
+        >>> normals(out, (0, 0, 0, 0))
+        >>> out.round(4)
+        array([0.5981, 0.4363], dtype=float32)
+    """
+    _normals(out, *key)
 
 
 def words(out: npt.NDArray[np.uint32], key: KeyWords, plane: int = 0, block: int = 0) -> None:

@@ -44,6 +44,8 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Train the runs one after the other and draw their curves together.
 
+    Both are begun before the first is trained, so that they can be resumed together.
+
     Args:
         folder: where the picture `PICTURE` goes.
         runs: what `start_pair` gave.
@@ -57,6 +59,8 @@ def compare(
     Raises:
         DropseedError, OSError: as `train` does.
     """
+    for run in runs.values():
+        run.begin()
     for name, run in runs.items():
         train(run, data, workers=workers, name=name, console=console)
     epochs = {name: run.position.epochs for name, run in runs.items()}

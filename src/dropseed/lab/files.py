@@ -11,6 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".writing-"
+"""The beginning of the names of what is being written; a killed process leaves such a folder."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically.
@@ -24,7 +27,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             with temporary.open("wb") as file:
                 file.write(content)

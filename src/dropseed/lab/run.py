@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ METRICS = "metrics.json"
 TIMING = "timing.json"
 CURVES = "curves.png"
 
+_MEASURES = {"epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
 _PEAK_LEARNING_RATE = 5e-3
 
 
@@ -62,6 +64,34 @@ class Position:
         self.timing.append(seconds)
         self.loss, self.correct, self.seconds = 0.0, 0, 0.0
 
+    def must_fit(self, settings: Settings) -> None:
+        """Check that a run of these settings can have come this far.
+
+        Args:
+            settings: the run's.
+
+        Raises:
+            ValueError: it can't.
+
+        Example:
+            >>> Position(step=469).must_fit(Settings(epochs=1, batch_size=128))
+        """
+        done = len(self.epochs)
+        first = done * settings.steps_per_epoch
+        last = min(first + settings.steps_per_epoch, settings.steps)
+        numbers = [self.loss, self.correct, self.seconds, *self.timing]
+        for epoch in self.epochs:
+            numbers += epoch.values()
+        fits = (
+            isinstance(self.step, int)
+            and first <= self.step <= last
+            and len(self.timing) == done
+            and all(epoch.keys() == _MEASURES for epoch in self.epochs)
+            and all(isinstance(number, (int, float)) for number in numbers)
+        )
+        if not fits:
+            raise InvalidValueError("its position does not fit its settings")
+
 
 class Run:
     """A run that can be trained: model, optimiser, learning-rate schedule and position.
@@ -81,6 +111,7 @@ class Run:
         self.settings = settings
         self.device = usable_device(settings.device)
         self.position = Position()
+        self._begun = False
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(settings.seed)
             self.model = mnist_convnet(settings.rate)
@@ -100,6 +131,18 @@ class Run:
     def _parts(self) -> dict[str, Any]:
         return {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule}
 
+    def begin(self) -> None:
+        """Save a run before its first step, or where it was resumed: from here it can be resumed.
+
+        Raises:
+            OSError: the folder can't be written.
+            RunError: the run is new and another one has begun in its folder.
+        """
+        if not self._begun:
+            _must_be_free(self.folder)
+        self._begun = True
+        self.save()
+
     def save(self) -> None:
         """Write the checkpoint, the metrics and the timing, each atomically.
 
@@ -117,35 +160,40 @@ class Run:
         files.write_json(self.folder / TIMING, {"seconds": self.position.timing})
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the tensors and the position of a checkpoint's state."""
+        """Take over the tensors and the position of a checkpoint's state.
+
+        Args:
+            state: what `save` wrote. Of something else this raises nearly anything.
+        """
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         self.position = Position(**state["position"])
+        self.position.must_fit(self.settings)
+        if self.schedule.last_epoch != self.position.step:
+            raise InvalidValueError("its learning rate is that of another step")
+        self._begun = True
 
 
 def start_run(folder: Path, settings: Settings) -> Run:
-    """Begin a run in a folder of its own.
+    """Make a run that is to have a folder of its own.
+
+    Nothing is saved before its `begin`, so that what fails in between, such as the loading of the
+    data, leaves no folder in the way of the next try.
 
     Args:
-        folder: where it is to be saved; made if it isn't there.
+        folder: where it is to be saved.
         settings: what determines it.
 
     Returns:
-        The run, at step 0 and saved: from here on it can be resumed.
+        The run, at step 0.
 
     Raises:
-        OSError: the folder can't be written.
+        OSError: the folder can't be made.
         RunError: the folder isn't empty.
         ValueError: the settings' device is unknown or absent.
     """
     run = Run(folder, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise RunError(
-            f"`--out` {folder} is not empty. Continue the run there with `--resume`, "
-            "or choose another folder."
-        )
-    run.save()
+    _must_be_free(folder)
     return run
 
 
@@ -163,14 +211,14 @@ def resume_run(folder: Path, asked: Mapping[str, Any]) -> Run:
         RunError: there is no checkpoint, or it is corrupt.
         ValueError: a setting in `asked` differs, or the device is absent.
     """
-    state = read_checkpoint(folder / CHECKPOINT)
-    try:
+    path = folder / CHECKPOINT
+    state = read_checkpoint(path)
+    with _damaged_if_it_fails(path):
         settings = Settings(**state["settings"])
-        settings.must_agree(asked)
-        run = Run(folder, settings)
+    settings.must_agree(asked)
+    run = Run(folder, settings)
+    with _damaged_if_it_fails(path):
         run.restore(state)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise _corrupt(folder / CHECKPOINT, error) from error
     return run
 
 
@@ -188,16 +236,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RunError(f"There is no run to resume: {path} does not exist. Leave out `--resume`.")
-    try:
+    with _damaged_if_it_fails(path):
         with zipfile.ZipFile(path) as archive:  # torch does not check the checksums
             damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(f"{damaged} has another checksum")
+            raise InvalidValueError(f"{damaged} has another checksum")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged archive can raise nearly anything
-        raise _corrupt(path, error) from error
     return state
 
 
@@ -238,6 +282,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _corrupt(path: Path, error: Exception) -> RunError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return RunError(f"{path} is damaged ({reason}). Start again in another folder with `--out`.")
+def _must_be_free(folder: Path) -> None:
+    """Fail where no run can begin; a folder that had to be made for the trial is taken away."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(not path.name.startswith(files.TEMPORARY) for path in folder.iterdir()):
+        raise RunError(
+            f"`--out` {folder} is not empty. Continue the run there with `--resume`, "
+            "or choose another folder."
+        )
+    for place in made:
+        place.rmdir()
+
+
+@contextmanager
+def _damaged_if_it_fails(path: Path) -> Iterator[None]:
+    """Blame the checkpoint: one that is damaged, or something else, can raise nearly anything."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunError(
+            f"{path} is damaged ({reason[0]}). Start again in another folder with `--out`."
+        ) from error

@@ -53,6 +53,7 @@ def train(
     Raises:
         StoppedError: Ctrl-C or SIGTERM came; the checkpoint holds the last finished step.
         OSError: something can't be written; what was saved before still is.
+        RunError: the run is new and another one has begun in its folder.
         ValueError: the data have fewer training images than the settings want.
     """
     images = _chosen_images(data, run.settings)
@@ -61,7 +62,7 @@ def train(
         watch_signals() as watch,
         Display(name, run.settings, console or Console()) as display,
     ):
-        run.save()  # a full disk may have left metrics older than the checkpoint
+        run.begin()  # also if resumed: a full disk may have left metrics older than the checkpoint
         while not run.finished:
             _epoch(run, _batches(run, images, workers), data, display, watch)
         weights = {key: tensor.cpu().contiguous() for key, tensor in run.model.state_dict().items()}

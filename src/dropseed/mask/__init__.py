@@ -1,5 +1,6 @@
 """WHAT is dropped: masks as pure functions of a key. NumPy and the standard library only."""
 
+from dropseed.mask import schedule
 from dropseed.mask.key import Key, site_number
 from dropseed.mask.rate import Factors, Rate
 from dropseed.mask.reference import drop_block, gaussian, integers, keep, subset, uniform
@@ -14,6 +15,7 @@ __all__ = [
     "integers",
     "keep",
     "noise_shape",
+    "schedule",
     "shared_axes",
     "site_number",
     "subset",

@@ -28,6 +28,7 @@ VARIANTS: dict[str, Variant] = {
     "spatial": Variant(lambda rank: (0, 1), 2, "(N, C, *)"),
     "spatial_channels_last": Variant(lambda rank: (0, rank - 1), 2, "(N, *, C)"),
     "locked": Variant(lambda rank: (0, *range(2, rank)), 3, "(N, T, D)"),
+    "token": Variant(lambda rank: (0, 1), 3, "(N, T, D)"),
     "path": Variant(lambda rank: (0,), 1, "(N, *)"),
     "embedding": Variant(lambda rank: (0,), 2, "weight (V, D)"),
     "drop_connect": Variant(_all, 2, "weight (O, I) or (O, I, *K)"),

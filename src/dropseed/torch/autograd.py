@@ -12,50 +12,34 @@ input's size, except where a functorch transform needs a mask to differentiate t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from dropseed.errors import InvalidValueError
-from dropseed.kernels import eager
-from dropseed.mask.rate import ALL
-from dropseed.mask.shard import whole
+from dropseed.torch import laws
+from dropseed.torch.laws import Bernoulli, Gaussian, Law
 
 _PLAIN_TYPES = (Tensor, nn.Parameter)
-_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.uint16}
-_LIKE = {  # the CPU kernel's types: NumPy knows no bfloat16, and Numba no float16
-    torch.float32: np.empty(0, np.float32),
-    torch.float64: np.empty(0, np.float64),
-    torch.float16: np.empty(0, np.int16),
-    torch.bfloat16: np.empty(0, np.uint16),
-}
-
-_draws = lru_cache(maxsize=4096)(whole)
 
 
-def dropout(
+def noise(
     input: Tensor,
     key: Tensor,
-    threshold: Tensor | int,
-    scale: Tensor | float,
+    law: Law,
     shared: tuple[int, ...] = (),
     inplace: bool = False,
 ) -> Tensor:
-    """Dropout under a key, by the route that this call needs.
+    """Noise under a key, by the route that this call needs.
 
     Args:
         input: floating-point or complex tensor.
         key: int64 tensor on the input's device: a 0-d seed or ``[seed, site + 2**32 * step]``.
-        threshold: integer in [0, 2**32], or a 0-d int64 tensor.
-        scale: the survivors' factor, or a 0-d float64 tensor.
-        shared: the axes along which elements share a draw.
+        law: what happens to a value, given its draw.
+        shared: the axes along which elements share a draw; none for Gaussian noise.
         inplace: whether to overwrite the input.
 
     Returns:
@@ -63,8 +47,8 @@ def dropout(
     """
     chosen = route(input)
     if chosen is _by_function:
-        return chosen(input, key, threshold, scale, shared, inplace)
-    output = chosen(input, key, threshold, scale, shared)
+        return chosen(input, key, law, shared, inplace)
+    output = chosen(input, key, law, shared)
     return input.copy_(output) if inplace else output
 
 
@@ -97,252 +81,165 @@ def _define(
 # ---- route 1: a mask and torch.where ---------------------------------------------------------
 
 
-def _by_mask(
-    input: Tensor,
-    key: Tensor,
-    threshold: Tensor | int,
-    scale: Tensor | float,
-    shared: tuple[int, ...],
-) -> Tensor:
-    shape = [1 if axis in shared else size for axis, size in enumerate(input.shape)]
+def _by_mask(input: Tensor, key: Tensor, law: Law, shared: tuple[int, ...]) -> Tensor:
+    shape = laws.noise_shape(input, shared)
     ops = torch.ops.dropseed
-    op = ops.keep_tensor_rate if isinstance(threshold, Tensor) else ops.keep
-    mask: Tensor = op(key, threshold, shape, False)
+    draws: Tensor
+    if isinstance(law, Gaussian):
+        draws = ops.normals(key, shape, False)
+    else:
+        op = ops.keep_tensor_rate if law.rate_is_tensor else ops.keep
+        draws = op(key, law.threshold, shape, False)
     if not input.is_contiguous():
         # `torch.where` takes its output's strides from the mask, and they should be the input's.
         strides = torch.empty_like(input, device="meta").stride()
         order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
         back = [order.index(axis) for axis in range(len(shape))]
-        mask = mask.permute(order).contiguous().permute(back)
-    return eager.apply(input, mask, scale)
-
-
-def _keep(keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool) -> Tensor:
-    """A mask of `shape`; if batched, one for each key, and each threshold if that is a tensor."""
-    batch = keys if batched else keys[None]
-    thresholds = (
-        threshold if batched and isinstance(threshold, Tensor) else [threshold] * len(batch)
-    )
-    out = torch.empty((len(batch), *shape), dtype=torch.bool, device=keys.device)
-    if keys.device.type != "cpu":
-        for mask, key, one in zip(out, batch, thresholds, strict=True):
-            mask.copy_(eager.keep(key, one, shape))
-    else:
-        kernel, buffer, draws = _cpu_kernel(), out.numpy(), _draws(tuple(shape))
-        for i, (key, one) in enumerate(zip(batch.tolist(), thresholds, strict=True)):
-            threads = torch.get_num_threads()
-            kernel.keep(buffer[i, ...], draws, _words(key), _number(one), threads=threads)
-    return out if batched else out[0]
+        draws = draws.permute(order).contiguous().permute(back)
+    return laws.by_draws(law, input, draws)
 
 
 def _keep_fake(keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool) -> Tensor:
     return keys.new_empty((*keys.shape[:batched], *shape), dtype=torch.bool)
 
 
+def _normals_fake(keys: Tensor, shape: Sequence[int], batched: bool) -> Tensor:
+    return keys.new_empty((*keys.shape[:batched], *shape), dtype=torch.float32)
+
+
 def _keep_vmap(
     info: Any, in_dims: Any, keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool
 ) -> tuple[Tensor, int]:
     """One mask for each example whose key or rate is its own; a batch of batches is flattened."""
-
-    def lead(tensor: Tensor, dim: int | None) -> Tensor:
-        size = info.batch_size
-        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-    ops, keys = torch.ops.dropseed, lead(keys, in_dims[0])
+    ops, keys = torch.ops.dropseed, _lead(info, keys, in_dims[0])
     outer = keys.shape[:2]
     op = ops.keep
     if isinstance(threshold, Tensor):
-        op, threshold = ops.keep_tensor_rate, lead(threshold, in_dims[1])
+        op, threshold = ops.keep_tensor_rate, _lead(info, threshold, in_dims[1])
         threshold = threshold.flatten(0, 1) if batched else threshold
     masks: Tensor = op(keys.flatten(0, 1) if batched else keys, threshold, shape, True)
     return (masks.reshape(*outer, *masks.shape[1:]) if batched else masks), 0
 
 
+def _normals_vmap(
+    info: Any, in_dims: Any, keys: Tensor, shape: Sequence[int], batched: bool
+) -> tuple[Tensor, int]:
+    keys = _lead(info, keys, in_dims[0])
+    outer = keys.shape[:2]
+    draws: Tensor = torch.ops.dropseed.normals(keys.flatten(0, 1) if batched else keys, shape, True)
+    return (draws.reshape(*outer, *draws.shape[1:]) if batched else draws), 0
+
+
+def _lead(info: Any, tensor: Tensor, dim: int | None) -> Tensor:
+    """A tensor with the examples in front."""
+    size = info.batch_size
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
 for _name, _rate in (("keep", "int threshold"), ("keep_tensor_rate", "Tensor threshold")):
     _schema = f"(Tensor keys, {_rate}, SymInt[] shape, bool batched) -> Tensor"
-    _define(_name, _schema, _keep, _keep_fake)
+    _define(_name, _schema, laws.draw_masks, _keep_fake)
     torch.library.register_vmap(f"dropseed::{_name}", _keep_vmap)
+
+_schema = "(Tensor keys, SymInt[] shape, bool batched) -> Tensor"
+_define("normals", _schema, laws.draw_normals, _normals_fake)
+torch.library.register_vmap("dropseed::normals", _normals_vmap)
 
 
 # ---- route 2: a torch.library op ---------------------------------------------------------------
 
 
-def _by_op(
-    input: Tensor,
-    key: Tensor,
-    threshold: Tensor | int,
-    scale: Tensor | float,
-    shared: tuple[int, ...],
-) -> Tensor:
+def _by_op(input: Tensor, key: Tensor, law: Law, shared: tuple[int, ...]) -> Tensor:
     ops = torch.ops.dropseed
-    op = ops.dropout_tensor_rate if isinstance(threshold, Tensor) else ops.dropout
-    output: Tensor = op(input, key, threshold, scale, shared)
+    output: Tensor
+    if isinstance(law, Gaussian):
+        op = ops.gaussian_tensor_rate if law.rate_is_tensor else ops.gaussian
+        output = op(input, key, law.sigma)
+    else:
+        op = ops.dropout_tensor_rate if law.rate_is_tensor else ops.dropout
+        output = op(input, key, law.threshold, *(*law.factors, None, None)[:3], shared)
     return output
 
 
-def _op(input: Tensor, key: Tensor, threshold: Any, scale: Any, shared: Sequence[int]) -> Tensor:
-    return _compute(input, key, threshold, scale, tuple(shared), inplace=False)
+def _dropout_law(
+    threshold: Any, scale: Any, shift: Any, fill: Any, shared: Sequence[int]
+) -> tuple[Law, Any]:
+    factors = (scale,) if shift is None else (scale, shift, fill)
+    return Bernoulli(threshold, factors), tuple(shared)
 
 
-def _op_fake(
-    input: Tensor, key: Tensor, threshold: Any, scale: Any, shared: Sequence[int]
-) -> Tensor:
-    return torch.empty_like(input)
+def _gaussian_law(sigma: Any) -> tuple[Law, Any]:
+    return Gaussian(sigma), ()
 
 
-def _op_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, key, ctx.threshold, ctx.scale, shared = inputs
-    ctx.shared = tuple(shared)
-    ctx.save_for_backward(key)
+def _define_noise(name: str, numbers: str, law_of: Callable[..., tuple[Law, Any]]) -> None:
+    """Register a law as an op, whose arguments after the key are its numbers."""
+
+    def forward(input: Tensor, key: Tensor, *arguments: Any) -> Tensor:
+        law, shared = law_of(*arguments)
+        return laws.compute(law, input, key, shared, False)
+
+    def fake(input: Tensor, key: Tensor, *arguments: Any) -> Tensor:
+        return torch.empty_like(input)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, key, *ctx.arguments = inputs
+        ctx.save_for_backward(key)
+
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (key,) = ctx.saved_tensors
+        law, shared = law_of(*ctx.arguments)
+        none = [None] * len(ctx.arguments)
+        return noise(gradient, key, law.derivative, shared), None, *none
+
+    _define(name, f"(Tensor input, Tensor key, {numbers}) -> Tensor", forward, fake)
+    torch.library.register_autograd(f"dropseed::{name}", backward, setup_context=setup)
 
 
-def _op_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (key,) = ctx.saved_tensors
-    return dropout(gradient, key, ctx.threshold, ctx.scale, ctx.shared), None, None, None, None
-
-
-for _name, _strength in (
-    ("dropout", "int threshold, float scale"),
-    # A rate that is a tensor stays one, so that a schedule compiles once.
-    ("dropout_tensor_rate", "Tensor threshold, Tensor scale"),
+for _name, _int, _float in (
+    ("", "int", "float"),
+    ("_tensor_rate", "Tensor", "Tensor"),  # it stays one, so that a schedule compiles once
 ):
-    _schema = f"(Tensor input, Tensor key, {_strength}, int[] shared) -> Tensor"
-    _define(_name, _schema, _op, _op_fake)
-    torch.library.register_autograd(f"dropseed::{_name}", _op_backward, setup_context=_op_setup)
+    _define_noise(
+        f"dropout{_name}",
+        f"{_int} threshold, {_float} scale, {_float}? shift, {_float}? fill, int[] shared",
+        _dropout_law,
+    )
+    _define_noise(f"gaussian{_name}", f"{_float} sigma", _gaussian_law)
 
 
 # ---- route 3: a plain autograd.Function ------------------------------------------------------
 
 
 def _by_function(
-    input: Tensor,
-    key: Tensor,
-    threshold: Tensor | int,
-    scale: Tensor | float,
-    shared: tuple[int, ...],
-    inplace: bool,
+    input: Tensor, key: Tensor, law: Law, shared: tuple[int, ...], inplace: bool
 ) -> Tensor:
     tracked = torch.is_grad_enabled() and input.requires_grad
-    if inplace and tracked and (input.is_leaf or input._is_view()):
-        # Torch may refuse to change these. `copy_` does so while they are still untouched.
-        return input.copy_(_by_function(input, key, threshold, scale, shared, False))
+    if inplace:
+        frozen = input.is_inference() and not torch.is_inference_mode_enabled()
+        if frozen or (tracked and (input.is_leaf or input._is_view())):
+            # Torch may refuse to change these. `copy_` does so while they are still untouched.
+            return input.copy_(_by_function(input, key, law, shared, False))
     if not tracked:
         if inplace and not input.is_inference():
             torch.autograd.graph.increment_version(input)  # autograd sees no kernel write
-        return _compute(input, key, threshold, scale, shared, inplace)
-    apply: Callable[..., Tensor] = _Dropout.apply
-    return apply(input, key, threshold, scale, shared, inplace)
+        return laws.compute(law, input, key, shared, inplace)
+    apply: Callable[..., Tensor] = _Noise.apply
+    return apply(input, key, law, shared, inplace)
 
 
-class _Dropout(torch.autograd.Function):
+class _Noise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        key: Tensor,
-        threshold: Tensor | int,
-        scale: Tensor | float,
-        shared: tuple[int, ...],
-        inplace: bool,
+        ctx: Any, input: Tensor, key: Tensor, law: Law, shared: tuple[int, ...], inplace: bool
     ) -> Tensor:
-        ctx.threshold, ctx.scale, ctx.shared = threshold, scale, shared
+        ctx.law, ctx.shared = law.derivative, shared
         ctx.save_for_backward(key)
         if inplace:
             ctx.mark_dirty(input)
-        return _compute(input, key, threshold, scale, shared, inplace)
+        return laws.compute(law, input, key, shared, inplace)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (key,) = ctx.saved_tensors
-        result = dropout(gradient, key, ctx.threshold, ctx.scale, ctx.shared)
-        return result, None, None, None, None, None
-
-
-# ---- the kernels -----------------------------------------------------------------------------
-
-
-def _compute(
-    input: Tensor,
-    key: Tensor,
-    threshold: Tensor | int,
-    scale: Tensor | float,
-    shared: tuple[int, ...],
-    inplace: bool,
-) -> Tensor:
-    """Run the kernel of the input's device; in place or into a new tensor of the same strides."""
-    like = _LIKE.get(input.dtype)
-    if like is None or not input.is_cpu:
-        shape = [1 if axis in shared else size for axis, size in enumerate(input.shape)]
-        output = eager.apply(input, eager.keep(key, threshold, shape), scale)
-        return input.copy_(output) if inplace else torch.empty_like(input).copy_(output)
-    words, threads = _words(key.tolist()), torch.get_num_threads()
-    threshold, scale = _number(threshold), float(scale)
-    lazy = input.is_neg() or input._is_zerotensor()
-    if lazy or shared or not input.is_contiguous():
-        return _compute_strided(input, words, threshold, scale, shared, inplace, lazy, threads)
-    output = input if inplace else torch.empty_like(input)
-    _cpu_kernel().dropout_flat(
-        output.data_ptr(),
-        input.data_ptr(),
-        like,
-        input.numel(),
-        words,
-        threshold,
-        scale,
-        threads=threads,
-    )
-    return output
-
-
-def _compute_strided(
-    input: Tensor,
-    words: tuple[int, int, int, int],
-    threshold: int,
-    scale: float,
-    shared: tuple[int, ...],
-    inplace: bool,
-    lazy: bool,
-    threads: int,
-) -> Tensor:
-    # `empty_like` keeps the strides of what is dense in memory; anything else is copied first.
-    output = torch.empty_like(input)
-    dense = not lazy and output.stride() == input.stride()
-    if inplace and dense:
-        output = input
-    source = input if dense else output.copy_(input)
-    y = _buffer(output)
-    x = y if source is output else _buffer(source)
-    draws = _draws(input.shape, shared)
-    _cpu_kernel().dropout(y, x, draws, words, threshold, scale, threads=threads)
-    return input.copy_(output) if inplace and not dense else output
-
-
-def _buffer(tensor: Tensor) -> Any:
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    bits = _BITS.get(tensor.dtype)
-    return (tensor if bits is None else tensor.view(bits)).numpy()
-
-
-def _cpu_kernel() -> Any:
-    """`kernels.cpu`, imported at the first call: Numba takes half a second."""
-    kernel = sys.modules.get("dropseed.kernels.cpu")
-    if kernel is None:
-        from dropseed.kernels import cpu as kernel
-    return kernel
-
-
-def _words(key: int | list[int]) -> tuple[int, int, int, int]:
-    seed, place = (key, 0) if isinstance(key, int) else key
-    low = 0xFFFFFFFF
-    return seed & low, seed >> 32 & low, place & low, place >> 32 & low
-
-
-def _number(threshold: Tensor | int) -> int:
-    number = int(threshold)
-    if not 0 <= number <= ALL:  # a tensor rate is first seen here
-        raise InvalidValueError(
-            "`p` must be in [0, 1]; got a tensor that is not. "
-            "It is the fraction dropped, not the fraction kept."
-        )
-    return number
+        return noise(gradient, key, ctx.law, ctx.shared), None, None, None, None

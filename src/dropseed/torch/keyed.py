@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,17 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class KeyedLayer(nn.Module):
-    """A layer that may hold a key of its own, in the non-persistent buffer `key`."""
+    """A layer that may hold a key of its own, in the non-persistent buffer `key`.
+
+    Its site is its qualified name's number, unless `site` holds one that was fixed by `convert`.
+    """
 
     key: Tensor | None
+    site: int | None = None
+    tensor_rate: bool = True  # whether `p` may be a 0-d tensor
+    # What `convert` put it in the place of, and the rate that it came with. A tuple, because a
+    # module that is an attribute would be a submodule.
+    _original: tuple[nn.Module, float] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,8 +67,8 @@ def set_key(model: nn.Module, seed: int | None, step: int = 0) -> int:
     """Give every dropseed layer of a model a key of its own, or take the keys away.
 
     Called once a step, it makes the masks of a whole run a function of two integers. A layer's
-    site is its qualified name; a layer that occurs in two places has the first one's. A layer that
-    is called twice in a step uses its mask twice.
+    site is its qualified name, unless `convert` fixed another; a layer that occurs in two places
+    has the first one's. A layer that is called twice in a step uses its mask twice.
 
     Args:
         model: any module, also one that is compiled or wrapped for data parallelism.
@@ -71,7 +80,7 @@ def set_key(model: nn.Module, seed: int | None, step: int = 0) -> int:
 
     Raises:
         TypeError, ValueError: as `Key` does.
-        ValueError: two names have the same site; then no key is changed.
+        ValueError: two layers have the same site; then no key is changed.
 
     Example:
         >>> import dropseed.torch as dst
@@ -83,38 +92,71 @@ def set_key(model: nn.Module, seed: int | None, step: int = 0) -> int:
         True
     """
     key = None if seed is None else Key(seed, step=step)
-    layers = list(_named_layers(model))
-    sites: dict[int, str] = {}
-    for name, _ in layers:
-        site = site_number(name)
-        if key is not None and site in sites:
-            raise InvalidValueError(
-                f"`model` has two layers with the same site {site}: {sites[site]!r} and {name!r}. "
-                "Rename one of them."
-            )
-        sites[site] = name
+    layers = [(name, layer, _site(name, layer)) for name, layer in _named_layers(model)]
+    if key is not None:
+        _check_sites([(name, site) for name, _, site in layers], {})
     device = next((p.device for p in model.parameters()), None)
     with torch.inference_mode(False):  # backward may need a key, and can't keep an inference tensor
-        for name, layer in layers:
+        for _, layer, site in layers:
             # A new tensor: the old one may still wait for its backward pass.
-            layer.key = None if key is None else key_tensor(key.at(name), device)
+            layer.key = None if key is None else key_tensor(replace(key, site=site), device)
     return len(layers)
+
+
+class _Place(NamedTuple):
+    """Where a module is: by its name without wrappers' prefixes, and in its parent."""
+
+    name: str
+    module: nn.Module
+    parent: nn.Module | None
+    child: str
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    """Every place of every module in a model; one that is met again is not entered again."""
+    seen: set[nn.Module] = set()
+
+    def walk(place: _Place, path: tuple[str, ...]) -> Iterator[_Place]:
+        yield place
+        module = place.module
+        if module in seen:
+            return
+        seen.add(module)
+        for name, child in module._modules.items():
+            if child is not None:
+                inner = path if _wraps(module, name) else (*path, name)
+                yield from walk(_Place(".".join(inner), child, module, name), inner)
+
+    return walk(_Place("", model, None, ""), ())
 
 
 def _named_layers(model: nn.Module) -> Iterator[tuple[str, KeyedLayer]]:
     """The dropseed layers of a model by their names without wrappers' prefixes, each layer once."""
     seen: set[nn.Module] = set()
+    for name, module, _, _ in _places(model):
+        if isinstance(module, KeyedLayer) and module not in seen:
+            seen.add(module)
+            yield name, module
 
-    def walk(module: nn.Module, path: tuple[str, ...]) -> Iterator[tuple[str, KeyedLayer]]:
-        if module in seen:
-            return
-        seen.add(module)
-        if isinstance(module, KeyedLayer):
-            yield ".".join(path), module
-        for name, child in module.named_children():
-            yield from walk(child, path if _wraps(module, name) else (*path, name))
 
-    return walk(model, ())
+def _site(name: str, layer: KeyedLayer) -> int:
+    return site_number(name) if layer.site is None else layer.site
+
+
+def _check_sites(named: Sequence[tuple[str, int]], given: Mapping[str, int]) -> None:
+    """Refuse two layers with one site, and show the `sites` of `convert` that tell them apart."""
+    names: dict[int, str] = {}
+    for name, site in named:
+        if site in names:
+            taken = {other for _, other in named}
+            free = next(n % 2**32 for n in range(site + 1, 2**33) if n % 2**32 not in taken)
+            raise InvalidValueError(
+                f"`model` has two layers with the same site {site}: {names[site]!r} and {name!r}. "
+                "Give one of them another number: "
+                f"dropseed.torch.convert(model, sites={ {**given, name: free} }). Copies of one "
+                "converted part get sites of their own by revert(model) and then convert(model)."
+            )
+        names[site] = name
 
 
 def _wraps(module: nn.Module, child: str) -> bool:
