@@ -5,7 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("kernels", "training", "overhead", "saved_bytes", "first_call")
+NAMES = (
+    "kernels",
+    "training",
+    "overhead",
+    "saved_bytes",
+    "first_call",
+    "variants",
+    "paths",
+    "convert",
+)
 
 
 def main() -> int:

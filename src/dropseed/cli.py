@@ -218,6 +218,9 @@ def mask(
     ] = None,
     step: Annotated[int, typer.Option(help="The step, counted from 0.")] = 0,
     rate: Annotated[float, typer.Option(help="Fraction dropped, in [0, 1].")] = 0.5,
+    variant: Annotated[
+        str, typer.Option(help="Which elements share a draw, for instance spatial or locked.")
+    ] = "elementwise",
     png: Annotated[Path | None, typer.Option(help="Draw it into this PNG file, too.")] = None,
 ) -> None:
     """Show any mask of any past run, and its kept fraction."""
@@ -237,10 +240,12 @@ def mask(
     if png is not None:
         _check_png(png)
         pictures.need_matplotlib()
-    rows = show.whole_mask(key, CheckedRate(rate), sizes)
+    rows = show.whole_mask(key, CheckedRate(rate), sizes, variant)
     console = _console()
     show.print_mask(rows, console)
     title = f"seed {seed}, {place}, step {step}, shape {shape}, rate {rate:g}"
+    if variant != "elementwise":
+        title = f"{variant}, {title}"
     kept = f"kept {int(rows.sum()):,} of {rows.size:,}"
     if rows.size:
         kept += f" ({rows.mean():.2%})"

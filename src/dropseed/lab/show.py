@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dropseed.errors import InvalidValueError
-from dropseed.mask import Key, Rate, keep
+from dropseed.mask import Key, Rate, keep, shared_axes
 
 if TYPE_CHECKING:
     from dropseed.lab.trace import Drops, Row
@@ -23,19 +23,22 @@ _CHUNK = 2**18
 _TALLEST = 16
 
 
-def whole_mask(key: Key, rate: Rate, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+def whole_mask(
+    key: Key, rate: Rate, shape: Sequence[int], variant: str = "elementwise"
+) -> npt.NDArray[np.bool_]:
     """A mask as rows of its last dimension, drawn in pieces to save memory.
 
     Args:
         key: names the mask.
         rate: the fraction dropped.
         shape: the mask's shape, at most 2**26 values.
+        variant: which elements share a draw, a name of `dropseed.mask.shape.VARIANTS`.
 
     Returns:
         Boolean (rows, values), True where a value is kept.
 
     Raises:
-        ValueError: the shape has too many values.
+        ValueError: the shape has too many values, or is none of the variant's.
 
     Example:
         >>> whole_mask(Key(0), Rate(0.5), (2, 1, 3)).astype(int)
@@ -47,6 +50,11 @@ def whole_mask(key: Key, rate: Rate, shape: Sequence[int]) -> npt.NDArray[np.boo
         raise InvalidValueError(
             f"`--shape` has {size:,} values; at most {LARGEST_MASK:,} can be shown."
         )
+    shared = shared_axes(variant, len(shape))
+    if shared:
+        own = [1 if axis in shared else length for axis, length in enumerate(shape)]
+        mask = np.broadcast_to(keep(key, rate, own), shape)
+        return mask.reshape(-1, shape[-1]) if size else np.empty((0, 0), np.bool_)
     flat = np.empty(size, np.bool_)
     for start in range(0, size, _CHUNK):
         count = min(_CHUNK, size - start)
