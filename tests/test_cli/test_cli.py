@@ -144,8 +144,21 @@ def test_mask(call, tmp_path):
 
 def test_mask_of_a_numbered_site(call):
     named = call("mask", "--site", "features.3", "--shape", "90")[1].splitlines()[0]
-    numbered = call("mask", "--site", "461642344", "--shape", "90")[1].splitlines()[0]
+    numbered = call("mask", "--site-number", "461642344", "--shape", "90")[1].splitlines()[0]
     assert named == numbered
+
+
+def test_mask_of_a_layer_whose_name_is_a_number(call):
+    """Layers of a Sequential have such names; `--site` is a name, always."""
+    shown = call("mask", "--site", "2", "--seed", "1", "--step", "17", "--shape", "40")[1]
+    kept = keep(Key(1, step=17).at("2"), 0.5, 40)
+    assert shown.splitlines()[0] == "".join("█" if k else "." for k in kept)
+
+
+def test_mask_of_a_variant(call):
+    rows = call("mask", "--variant", "locked", "--shape", "1,3,30")[1].splitlines()[:3]
+    assert rows[0] == rows[1] == rows[2]
+    assert rows[0] == call("mask", "--shape", "1,30")[1].splitlines()[0]
 
 
 BASE = """
@@ -211,7 +224,15 @@ def test_a_missing_extra(words, package):
         (["mask", "--shape", "8,-1"], "`--shape` must read like 8,1600; got '8,-1'."),
         (["mask", "--shape", "99999999999"], "at most 67,108,864 can be shown"),
         (["mask", "--shape", "8", "--rate", "2"], "`rate` must be in [0, 1]; got 2.0."),
-        (["mask", "--shape", "8", "--site", "4294967296"], "`site` must be in [0, 4294967296)"),
+        (
+            ["mask", "--shape", "8", "--site-number", "4294967296"],
+            "`site` must be in [0, 4294967296)",
+        ),
+        (["mask", "--shape", "8", "--site", "a", "--site-number", "1"], "exclude each other"),
+        (["mask", "--shape", "8", "--variant", "spatial"], "takes (N, C, *)"),
+        (["mask", "--shape", "8", "--variant", "blob"], "`variant` must be one of"),
+        (["mask", "--shape", "1_0,3"], "`--shape` must read like"),
+        (["mask", "--shape", "8", "--png", "a.jpg"], "png"),
         (["mask", "--shape", "8", "--step", "-1"], "`step` must be in [0, 4294967296)"),
         (["mask"], "Missing option '--shape'. See `dropseed --help`."),
         (["paint"], "No such command 'paint'."),
@@ -269,7 +290,7 @@ def test_a_full_disk_during_the_run(call, monkeypatch, tmp_path):
     sync, calls = os.fsync, iter(range(100))
 
     def full(handle):
-        if next(calls) == 9:
+        if next(calls) == 6:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 

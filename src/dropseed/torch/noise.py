@@ -36,7 +36,8 @@ def overridable(function: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
 
     Example:
         >>> class Stand:
-        ...     def __torch_function__(self, function, types, args=(), kwargs=None):
+        ...     @classmethod
+        ...     def __torch_function__(cls, function, types, args=(), kwargs=None):
         ...         return function.__name__
         >>> overridable(gaussian)(Stand())
         'gaussian'
