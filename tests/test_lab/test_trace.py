@@ -128,3 +128,33 @@ def test_a_model_of_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "my_own_model.py").write_text("from torch import nn\nmake = nn.Identity\n")
     monkeypatch.chdir(tmp_path)
     assert isinstance(load_model("my_own_model:make"), nn.Identity)
+
+
+class ByKeyword(nn.Module):
+    """Calls its dropout by keyword, and in training only if asked."""
+
+    def __init__(self, always):
+        super().__init__()
+        self.drop, self.always = dst.Dropout(0.5), always
+
+    def forward(self, x):
+        return self.drop(input=x) if self.always or self.drop.training else x
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_dropout_by_keyword_or_in_training_only(always):
+    (row,) = [row for row in trace(ByKeyword(always), [100]) if row.name == "drop"]
+    assert 20 < row.drops.dropped < 80
+
+
+def test_the_users_keys_stay():
+    model = nn.Sequential(nn.Linear(4, 4), dst.Dropout(0.5))
+    dst.set_key(model, 1, 2)
+    key = model[1].key
+    trace(model, [4])
+    assert model[1].key is key
+
+
+def test_an_input_too_large_to_trace():
+    with pytest.raises(ValueError, match="too large"):
+        trace(nn.Identity(), [1, 10**8, 10**6])

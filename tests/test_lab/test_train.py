@@ -274,3 +274,25 @@ def test_more_images_than_there_are(digits, tmp_path):
     run = start_run(tmp_path / "run", Settings())
     with pytest.raises(DropseedError, match="`train_size` must be at most 400"):
         trained(run, digits)
+
+
+@pytest.mark.parametrize("damage", ["tensor", "no groups", "too many epochs"])
+def test_a_checkpoint_of_something_else_is_one_sentence(damage, uninterrupted, tmp_path):
+    state = torch.load(uninterrupted.folder / CHECKPOINT, weights_only=True)
+    if damage == "no groups":
+        state["optimiser"]["param_groups"] = []
+    elif damage == "too many epochs":
+        state["position"]["epochs"] *= 5
+    torch.save(torch.ones(3) if damage == "tensor" else state, tmp_path / CHECKPOINT)
+    with pytest.raises(RunError, match="is damaged"):
+        resume_run(tmp_path, {})
+
+
+def test_what_a_killed_process_left_is_no_run(tmp_path):
+    (tmp_path / ".writing-abc").mkdir()
+    assert start_run(tmp_path, SETTINGS).position.step == 0
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+    start_run(tmp_path / "run", SETTINGS)
+    assert not (tmp_path / "run").exists()
