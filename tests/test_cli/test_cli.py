@@ -14,7 +14,8 @@ import torch
 
 import dropseed
 from dropseed import Key, cli, keep
-from dropseed.lab import data
+from dropseed.errors import DataError
+from dropseed.lab import data, show
 from dropseed.lab.run import CHECKPOINT, METRICS, WEIGHTS
 from dropseed.lab.settings import Settings
 
@@ -131,6 +132,28 @@ def test_trace_of_another_model(call, tmp_path):
     assert "No dropout layer was called." in out
 
 
+def first_line(call, *words):
+    return call("mask", "--shape", "90", *words)[1].splitlines()[0]
+
+
+def test_trace_names_a_site_that_was_fixed_elsewhere(call, tmp_path):
+    """A converted part keeps its sites in a larger model: there its name is not its site's."""
+    (tmp_path / "larger.py").write_text(
+        "from torch import nn\nimport dropseed.torch as dst\n"
+        "def make():\n"
+        "    part = nn.Sequential(nn.Dropout(0.5))\n"
+        "    dst.convert(part)\n"
+        "    return nn.Sequential(part, dst.Dropout(0.5))\n"
+    )
+    status, out, _ = call("trace", "larger:make", "--input", "90")
+    assert status == 0
+    (number,) = re.findall(r"^0\.0 \(site number (\d+)\), training:", out, re.MULTILINE)
+    dropped = first_line(call, "--site-number", number).count(".")
+    assert f"0.0 (site number {number}), training:  of 90 values {dropped} dropped" in out
+    dropped = first_line(call, "--site", "1").count(".")
+    assert f"\n1, training:  of 90 values {dropped} dropped" in out
+
+
 def test_mask(call, tmp_path):
     words = "--seed 3 --site features.3 --step 17 --shape 8,90 --rate 0.25 --png a/mask.png"
     status, out, err = call("mask", *words.split())
@@ -153,6 +176,13 @@ def test_mask_of_a_layer_whose_name_is_a_number(call):
     shown = call("mask", "--site", "2", "--seed", "1", "--step", "17", "--shape", "40")[1]
     kept = keep(Key(1, step=17).at("2"), 0.5, 40)
     assert shown.splitlines()[0] == "".join("█" if k else "." for k in kept)
+
+
+def test_an_empty_mask(call, tmp_path):
+    status, out, err = call("mask", "--shape", "0,5", "--png", "empty.PNG")
+    assert (status, err) == (0, "")
+    assert "kept 0 of 0\n" in out
+    assert (tmp_path / "empty.PNG").read_bytes().startswith(b"\x89PNG")
 
 
 def test_mask_of_a_variant(call):
@@ -217,11 +247,17 @@ def test_a_missing_extra(words, package):
         (["demo", "--rate", "-1"], "`rate` must be in [0, 1]; got -1.0."),
         (["trace", "--input", "1x28xa"], "`--input` must read like 1x28x28; got '1x28xa'."),
         (["trace", "--input", "28x28x1"], "`--input` 28x28x1 is not what the model takes"),
+        (
+            ["trace", "--input", "1x100000000x1000000"],
+            "`--input` 1x100000000x1000000 is too large; at most 16,777,216 values",
+        ),
+        (["trace", "--input", "1x" * 64 + "1"], "`--input` must read like 1x28x28"),
         (["trace", "nowhere:make"], "`MODEL` nowhere:make could not be made (ModuleNotFoundError"),
         (["trace", "nowhere"], "`MODEL` must read module:factory; got 'nowhere'."),
         (["trace", "builtins:dict"], "`MODEL` builtins:dict must make a torch.nn.Module"),
         (["mask", "--shape", "8,"], "`--shape` must read like 8,1600; got '8,'."),
         (["mask", "--shape", "8,-1"], "`--shape` must read like 8,1600; got '8,-1'."),
+        (["mask", "--shape", "9" * 5000], "`--shape` must read like 8,1600; got '999"),
         (["mask", "--shape", "99999999999"], "at most 67,108,864 can be shown"),
         (["mask", "--shape", "8", "--rate", "2"], "`rate` must be in [0, 1]; got 2.0."),
         (
@@ -232,7 +268,7 @@ def test_a_missing_extra(words, package):
         (["mask", "--shape", "8", "--variant", "spatial"], "takes (N, C, *)"),
         (["mask", "--shape", "8", "--variant", "blob"], "`variant` must be one of"),
         (["mask", "--shape", "1_0,3"], "`--shape` must read like"),
-        (["mask", "--shape", "8", "--png", "a.jpg"], "png"),
+        (["mask", "--shape", "8", "--png", "a.jpg"], "`--png` must end in .png; got 'a.jpg'."),
         (["mask", "--shape", "8", "--step", "-1"], "`step` must be in [0, 4294967296)"),
         (["mask"], "Missing option '--shape'. See `dropseed --help`."),
         (["paint"], "No such command 'paint'."),
@@ -329,12 +365,39 @@ def test_data_that_are_not_mnist(call, monkeypatch, tmp_path):
     )
 
 
-def test_tracebacks_on_request_only(monkeypatch):
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_data_that_fail_leave_no_folder_in_the_way(command, call, monkeypatch, tmp_path):
+    def fail(directory=None):
+        raise DataError("no network")
+
+    words = [command, *SHORT[:4], "--out", "deep/run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", fail)
+        assert call(*words) == (1, "", "dropseed: no network\n")
+    assert list(tmp_path.iterdir()) == []
+    assert call(*words)[0] == 0
+
+
+def test_memory_that_does_not_suffice(call, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError("Unable to allocate 728. TiB")
+
+    monkeypatch.setattr(show, "whole_mask", fail)
+    assert call("mask", "--shape", "8") == (
+        1,
+        "",
+        "dropseed: Out of memory. Ask for something smaller, or free some memory.\n",
+    )
+
+
+@pytest.mark.parametrize("where", [0, 1, 3])
+def test_tracebacks_on_request_only(where, monkeypatch):
+    words = ["train", "--rate", "2"]
     with pytest.raises(ValueError, match="`rate`"):
-        cli.main(["--debug", "train", "--rate", "2"])
+        cli.main([*words[:where], "--debug", *words[where:]])
     monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
     with pytest.raises(ValueError, match="`rate`"):
-        cli.main(["train", "--rate", "2"])
+        cli.main(words)
 
 
 def test_ctrl_c_before_training(call, monkeypatch):

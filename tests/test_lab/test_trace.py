@@ -106,6 +106,102 @@ def test_a_layer_that_is_called_twice_has_two_rows():
     ]
 
 
+class Net(nn.Module):
+    """A model made of its forward function, a linear layer and two dropout layers."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.linear, self.drop, self.last = nn.Linear(8, 8), dst.Dropout(0.5), dst.Dropout(0.5)
+        self._forward = forward
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+def test_a_layer_that_only_training_calls():
+    def forward(net, x):
+        if net.drop.training:
+            x = net.drop(net.drop(x))
+        x = net.linear(x)
+        return net.drop(net.last(x)) if net.drop.training else net.last(x)
+
+    rows = trace(Net(forward), (8,), seed=4)
+    assert [row.name for row in rows] == ["drop", "drop", "linear", "last", "drop"]
+    mask = keep(Key(4).at("drop"), 0.5, 8)
+    assert [row.drops.dropped for row in rows if row.name == "drop"] == [(~mask).sum()] * 3
+    assert all(row.drops.inert for row in rows if row.drops)
+    assert {row.shape for row in rows} == {(1, 8)}
+
+
+def test_a_layer_that_only_inference_calls():
+    rows = trace(Net(lambda net, x: x if net.drop.training else net.drop(net.linear(x))), (8,))
+    assert [(row.name, row.drops) for row in rows] == [("linear", None), ("drop", None)]
+
+
+def test_training_passes_that_cannot_be_compared():
+    calls = iter(range(9))
+    passing = Net(lambda net, x: net.drop(x) if next(calls) < 2 else x)
+    with pytest.raises(ValueError, match="`MODEL` calls other dropout layers"):
+        trace(passing, (8,))
+    widths = iter((8, 8, 4))
+    with pytest.raises(ValueError, match="or gives them other shapes, at each training pass"):
+        trace(Net(lambda net, x: net.drop(x[:, : next(widths)])), (8,))
+
+
+def test_an_input_given_by_name():
+    (found,) = drops(Net(lambda net, x: net.drop(input=x)), (8,))
+    assert found.dropped == (~keep(Key(0).at("drop"), 0.5, 8)).sum()
+    assert found.inert
+
+
+class Pairs(nn.Dropout):
+    def forward(self, pair):
+        return tuple(super(Pairs, self).forward(value) for value in pair)
+
+
+def test_a_dropout_layer_of_something_else_than_a_tensor():
+    model = Net(lambda net, x: net.last(net.drop((x, x))[0]))
+    model.drop = Pairs(0.5)
+    assert [(row.name, row.shape) for row in trace(model, (8,))] == [
+        ("drop", None),
+        ("last", (1, 8)),
+    ]
+
+
+def test_a_layer_with_both_parameters_and_children():
+    rows = trace(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (3, 8))
+    assert {"self_attn", "dropout", "dropout1", "dropout2"} <= {row.name for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "names"),
+    [
+        (nn.DataParallel, ["0", "1"]),
+        (lambda model: nn.Sequential(nn.DataParallel(model)), ["0.0", "0.1"]),
+    ],
+)
+def test_names_are_those_of_the_sites(wrap, names):
+    wrapped = wrap(nn.Sequential(nn.Linear(8, 90), dst.Dropout(0.5)))
+    rows = trace(wrapped, (8,))
+    assert [row.name for row in rows] == names
+    assert rows[-1].drops.dropped == (~keep(Key(0).at(names[-1]), 0.5, 90)).sum()
+
+
+def test_the_keys_stay_also_where_the_model_fails():
+    model = Net(lambda net, x: net.linear(x[:, :4] if net.drop.training else x))
+    dst.set_key(model, seed=1, step=2)
+    model.last.key = None
+    key = model.drop.key
+    with pytest.raises(ValueError, match="is not what the model takes"):
+        trace(model, [8])
+    assert (model.drop.key is key, model.last.key) == (True, None)
+
+
+def test_a_large_size_among_no_values():
+    with pytest.raises(ValueError, match="`--input` 0x99999999999 is too large"):
+        trace(nn.Identity(), [0, 99999999999])
+
+
 def test_an_input_that_the_model_refuses():
     with pytest.raises(ValueError, match="`--input` 3x3 is not what the model takes"):
         trace(mnist_convnet(), (3, 3))

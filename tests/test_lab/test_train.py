@@ -217,6 +217,28 @@ def test_a_folder_in_use_is_left_alone(uninterrupted):
     assert result(uninterrupted.folder) == before
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    """Both found it empty; the second one must not overwrite the first."""
+    first, second = (start_run(tmp_path / "run", SETTINGS) for _ in range(2))
+    first.begin()
+    with pytest.raises(RunError, match="is not empty"):
+        second.begin()
+    first.begin()
+
+
+def test_what_a_killed_process_leaves_is_not_in_the_way(digits, uninterrupted, tmp_path):
+    (tmp_path / ".writing-abc").mkdir()
+    (tmp_path / ".writing-abc" / CHECKPOINT).write_bytes(b"half")
+    assert trained(start_run(tmp_path, SETTINGS), digits) == result(uninterrupted.folder)
+
+
+def test_a_new_run_leaves_nothing_before_it_begins(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "deep" / "run", tmp_path / "mine"):
+        start_run(folder, SETTINGS)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
 def test_there_must_be_something_to_resume(tmp_path):
     with pytest.raises(RunError, match="There is no run to resume"):
         resume_run(tmp_path, {})
@@ -240,6 +262,55 @@ def test_a_damaged_checkpoint_is_refused(damage, uninterrupted, tmp_path):
     content = (uninterrupted.folder / CHECKPOINT).read_bytes()
     (tmp_path / CHECKPOINT).write_bytes(damage(content))
     with pytest.raises(RunError, match=r"checkpoint\.pt is damaged"):
+        resume_run(tmp_path, {})
+
+
+def change(*path, value):
+    """A change of one entry of a checkpoint's state; `value` may be a function of the old one."""
+
+    def act(state):
+        *outer, last = path
+        for name in outer:
+            state = state[name]
+        state[last] = value(state[last]) if callable(value) else value
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        change("settings", "rate", value=2.0),
+        change("settings", value=3),
+        change("optimiser", "param_groups", value=[]),
+        change("model", value={}),
+        change("schedule", "last_epoch", value=3),
+        change("position", value=None),
+        change("position", "step", value=3),
+        change("position", "step", value=STEPS + 1),
+        change("position", "step", value=float(STEPS)),
+        change("position", "epochs", value=lambda epochs: [*epochs, epochs[-1]]),
+        change("position", "epochs", value=lambda epochs: epochs[:-1]),
+        change("position", "epochs", value=[{}, {}]),
+        change("position", "epochs", value="ab"),
+        change("position", "epochs", 0, "test_loss", value=None),
+        change("position", "timing", value=[]),
+        change("position", "loss", value="much"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_itself_is_refused(damage, uninterrupted, tmp_path):
+    state = torch.load(uninterrupted.folder / CHECKPOINT, weights_only=True)
+    damage(state)
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(RunError, match=r"checkpoint\.pt is damaged \([^)]"):
+        resume_run(tmp_path, {})
+
+
+def test_a_device_that_is_gone_is_no_damage(uninterrupted, tmp_path):
+    state = torch.load(uninterrupted.folder / CHECKPOINT, weights_only=True)
+    state["settings"]["device"] = "cuda:99"
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match="`device` 'cuda:99'"):
         resume_run(tmp_path, {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -59,10 +60,13 @@ def watch_signals() -> Iterator[Watch]:
         _restore(usual)
 
 
-def ignore_signals(worker: int) -> None:
-    """For data-loader workers: a Ctrl-C reaches them too, and the parent ends them in good time."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def leave_signals_to_parent(worker: int) -> None:
+    """For data-loader workers: a Ctrl-C is for the parent alone, which ends them in good time.
+
+    In a session of its own a worker gets no signal that is sent to the parent's group. To ignore
+    them instead would make it deaf to the parent, too.
+    """
+    os.setsid()
 
 
 def _restore(handlers: dict[signal.Signals, Any]) -> None:

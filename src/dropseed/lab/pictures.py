@@ -68,7 +68,8 @@ def mask(rows: npt.NDArray[np.bool_], title: str) -> bytes:
     """
     figure = _figure(10, 4.2)
     axes = figure.subplots()
-    axes.imshow(rows, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+    if rows.size:  # axes without an extent make Matplotlib warn
+        axes.imshow(rows, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0, vmax=1)
     axes.set(xlabel="value in its row (index)", ylabel="row (index)", title=title)
     _whole_numbers(axes.xaxis, axes.yaxis)
     return _png(figure)

@@ -23,7 +23,7 @@ from dropseed.errors import InvalidValueError
 from dropseed.lab import files
 from dropseed.lab.data import Mnist
 from dropseed.lab.display import Display
-from dropseed.lab.interrupt import StoppedError, Watch, ignore_signals, watch_signals
+from dropseed.lab.interrupt import StoppedError, Watch, leave_signals_to_parent, watch_signals
 from dropseed.lab.models import normalise
 from dropseed.lab.pictures import curves
 from dropseed.lab.run import CURVES, WEIGHTS, Run
@@ -126,7 +126,7 @@ def _batches(run: Run, images: TensorDataset, workers: int) -> DataLoader[tuple[
         batch_size=None,
         sampler=torch.split(order(run.settings, epoch), run.settings.batch_size)[done:],
         num_workers=workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),
     )
 
