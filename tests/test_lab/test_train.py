@@ -357,13 +357,3 @@ def test_a_checkpoint_of_something_else_is_one_sentence(damage, uninterrupted, t
     torch.save(torch.ones(3) if damage == "tensor" else state, tmp_path / CHECKPOINT)
     with pytest.raises(RunError, match="is damaged"):
         resume_run(tmp_path, {})
-
-
-def test_what_a_killed_process_left_is_no_run(tmp_path):
-    (tmp_path / ".writing-abc").mkdir()
-    assert start_run(tmp_path, SETTINGS).position.step == 0
-
-
-def test_a_run_that_never_began_leaves_no_folder(tmp_path):
-    start_run(tmp_path / "run", SETTINGS)
-    assert not (tmp_path / "run").exists()

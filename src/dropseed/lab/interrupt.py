@@ -12,6 +12,8 @@ from typing import Any
 
 from dropseed.errors import DropseedError
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StoppedError(DropseedError):
     """A signal ended the work early; what was done is saved.
@@ -45,19 +47,32 @@ def watch_signals() -> Iterator[Watch]:
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    usual = {number: signal.getsignal(number) for number in numbers}
+    usual = {number: signal.getsignal(number) for number in _NUMBERS}
 
     def note(number: int, frame: FrameType | None) -> None:
         watch.number = number
         _restore(usual)
 
     try:
-        for number in numbers:
+        for number in _NUMBERS:
             signal.signal(number, note)
         yield watch
     finally:
         _restore(usual)
+
+
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Let signals wait while worker processes start, so that none dies before it has left.
+
+    What came in between reaches this process afterwards; a worker forgets it, by
+    `leave_signals_to_parent`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_signals_to_parent(worker: int) -> None:
@@ -67,6 +82,11 @@ def leave_signals_to_parent(worker: int) -> None:
     them instead would make it deaf to the parent, too.
     """
     os.setsid()
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_IGN)  # forgets what waits
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _NUMBERS)
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _restore(handlers: dict[signal.Signals, Any]) -> None:

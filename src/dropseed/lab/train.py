@@ -23,7 +23,13 @@ from dropseed.errors import InvalidValueError
 from dropseed.lab import files
 from dropseed.lab.data import Mnist
 from dropseed.lab.display import Display
-from dropseed.lab.interrupt import StoppedError, Watch, leave_signals_to_parent, watch_signals
+from dropseed.lab.interrupt import (
+    StoppedError,
+    Watch,
+    held_signals,
+    leave_signals_to_parent,
+    watch_signals,
+)
 from dropseed.lab.models import normalise
 from dropseed.lab.pictures import curves
 from dropseed.lab.run import CURVES, WEIGHTS, Run
@@ -140,7 +146,9 @@ def _epoch(
 ) -> None:
     """Do what is left of the open epoch, test, and save; or stop after a step if asked to."""
     started = time.perf_counter() - run.position.seconds
-    for images, labels in batches:
+    with held_signals():
+        loaded = iter(batches)  # starts the workers
+    for images, labels in loaded:
         _step(run, images, labels)
         run.position.seconds = time.perf_counter() - started
         display.step(run.position)
