@@ -16,6 +16,7 @@ from dropseed import Key
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.mask import uniform
 from dropseed.torch.concrete import ConcreteDropout, concrete_dropout, concrete_regularization
+from generators import seeds_drawn
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 KEYS = torch.stack([dst.key_tensor(Key(2**64 - 1 - i, i, i)) for i in range(4)])
@@ -30,19 +31,6 @@ def dense(x, logit, key, temperature=0.1, spatial=False):
         (torch.log(p) - torch.log(1 - p) + torch.log(u) - torch.log(1 - u)) / temperature
     )
     return x * (1 - z) / (1 - p)
-
-
-def seeds_drawn(call):
-    """How many seeds a call draws from torch's generator."""
-    torch.manual_seed(5)
-    call()
-    after = torch.get_rng_state()
-    torch.manual_seed(5)
-    for count in range(3):
-        if torch.equal(torch.get_rng_state(), after):
-            return count
-        torch.randint(-(2**63), 2**63 - 1, ())
-    raise AssertionError("more than two")
 
 
 # ---- values and gradients --------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dropseed import Key
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.mask import integers
 from dropseed.torch.cutout import Cutout, cutout
+from generators import seeds_drawn
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 KEYS = torch.stack([dst.key_tensor(Key(2**64 - 1 - i, i, i)) for i in range(4)])
@@ -32,19 +33,6 @@ def dense(x, size, count, key, fill=0.0):
             rectangle = np.s_[max(top, 0) : top + size[0], max(left, 0) : left + size[1]]
             output[i][:, *rectangle] = fill
     return output
-
-
-def seeds_drawn(call):
-    """How many seeds a call draws from torch's generator."""
-    torch.manual_seed(5)
-    call()
-    after = torch.get_rng_state()
-    torch.manual_seed(5)
-    for count in range(3):
-        if torch.equal(torch.get_rng_state(), after):
-            return count
-        torch.randint(-(2**63), 2**63 - 1, ())
-    raise AssertionError("more than two")
 
 
 # ---- values and gradients --------------------------------------------------------------------

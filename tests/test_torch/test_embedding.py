@@ -14,6 +14,7 @@ import dropseed.torch as dst
 from dropseed import Key, Rate, keep
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.torch.embedding import EmbeddingDropout, embedding_dropout
+from generators import seeds_drawn
 
 V, D = 21, 4
 WORDS = torch.tensor([[3, 0, 3, 20], [7, 3, 1, 0], [20, 2, 2, 9]])
@@ -27,19 +28,6 @@ def dense(words, weight, p, key, scaling="inverted"):
     factor = torch.tensor(Rate(p).factors(scaling).training, dtype=compute)
     scaled = (weight.to(compute) * factor).to(weight.dtype)
     return torch.where(mask, scaled, torch.zeros((), dtype=weight.dtype))[words]
-
-
-def seeds_drawn(call):
-    """How many seeds a call draws from torch's generator."""
-    torch.manual_seed(5)
-    call()
-    after = torch.get_rng_state()
-    torch.manual_seed(5)
-    for count in range(3):
-        if torch.equal(torch.get_rng_state(), after):
-            return count
-        torch.randint(-(2**63), 2**63 - 1, ())
-    raise AssertionError("more than two")
 
 
 # ---- values and gradients --------------------------------------------------------------------

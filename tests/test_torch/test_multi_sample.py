@@ -14,6 +14,7 @@ import dropseed.torch as dst
 from dropseed import Key, Rate, keep
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.torch.multi_sample import MultiSampleDropout, multi_sample_dropout
+from generators import seeds_drawn
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 KEYS = torch.stack([dst.key_tensor(Key(2**64 - 1 - i, i, i)) for i in range(4)])
@@ -30,19 +31,6 @@ def dense(x, head, p, samples, key, scaling="inverted"):
         mask = torch.from_numpy(np.array(keep(key.fold(i), p, tuple(x.shape))))
         outputs.append(head(torch.where(mask, (x * factor).to(x.dtype), 0.0)))
     return torch.stack(outputs)
-
-
-def seeds_drawn(call):
-    """How many seeds a call draws from torch's generator."""
-    torch.manual_seed(5)
-    call()
-    after = torch.get_rng_state()
-    torch.manual_seed(5)
-    for count in range(3):
-        if torch.equal(torch.get_rng_state(), after):
-            return count
-        torch.randint(-(2**63), 2**63 - 1, ())
-    raise AssertionError("more than two")
 
 
 def head_and_calls(**settings):

@@ -14,6 +14,7 @@ import dropseed.torch as dst
 from dropseed import Key, Rate, keep
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.torch.paired import PairedDropout, dropout_pair, r_drop_loss
+from generators import seeds_drawn
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 KEYS = torch.stack([dst.key_tensor(Key(2**64 - 1 - i, i, i)) for i in range(4)])
@@ -29,19 +30,6 @@ def dense(x, p, key, equal, scaling="inverted"):
     masks = [keep(key.fold(0 if equal else i), p, shape) for i in (0, 1)]
     mask = torch.from_numpy(np.concatenate(masks))
     return torch.where(mask, (x * factor).to(x.dtype), 0.0)
-
-
-def seeds_drawn(call):
-    """How many seeds a call draws from torch's generator."""
-    torch.manual_seed(5)
-    call()
-    after = torch.get_rng_state()
-    torch.manual_seed(5)
-    for count in range(3):
-        if torch.equal(torch.get_rng_state(), after):
-            return count
-        torch.randint(-(2**63), 2**63 - 1, ())
-    raise AssertionError("more than two")
 
 
 # ---- values and gradients --------------------------------------------------------------------

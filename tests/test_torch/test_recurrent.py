@@ -15,6 +15,7 @@ import dropseed.torch as dst
 from dropseed import Key, Rate, keep
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.torch.recurrent import RecurrentDropout, Zoneout, recurrent_dropout, zoneout
+from generators import seeds_drawn
 
 T, N, D, H = 5, 3, 4, 6
 CELLS = {"rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}
@@ -68,19 +69,6 @@ def plain(cell, x, state=None):
         state = cell(one, state)
         outputs.append(state[0] if isinstance(state, tuple) else state)
     return torch.stack(outputs), state
-
-
-def seeds_drawn(call):
-    """How many seeds a call draws from torch's generator."""
-    torch.manual_seed(5)
-    call()
-    after = torch.get_rng_state()
-    torch.manual_seed(5)
-    for count in range(3):
-        if torch.equal(torch.get_rng_state(), after):
-            return count
-        torch.randint(-(2**63), 2**63 - 1, ())
-    raise AssertionError("more than two")
 
 
 def saved(call):

@@ -154,6 +154,26 @@ def fold(key: Tensor, n: Tensor | int) -> Tensor:
     return torch.stack((low | high << 32, place))
 
 
+def folds(key: Tensor, count: int) -> Tensor:
+    """The keys ``fold(0)`` to ``fold(count - 1)``, made at once: one fold is 200 small operations.
+
+    Args:
+        key: as in `keep`.
+        count: how many.
+
+    Returns:
+        int64 tensor (count, 2) on the key's device.
+
+    Example:
+        >>> key = torch.tensor(7)
+        >>> torch.equal(folds(key, 3)[2], fold(key, 2))
+        True
+    """
+    numbers = torch.arange(count, device=key.device)
+    keys: Tensor = torch.vmap(fold, (None, 0))(key, numbers)
+    return keys
+
+
 def _integers(key: Tensor, shape: Sequence[int], first: int = 0) -> Tensor:
     """The 32-bit integer of each draw, from the four planes that begin with `first`."""
     size = math.prod(shape)

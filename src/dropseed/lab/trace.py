@@ -20,7 +20,7 @@ import dropseed.torch as dst
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.mask import Key, uniform
 from dropseed.mask.key import site_number
-from dropseed.torch.keyed import KeyedLayer, _places
+from dropseed.torch.keyed import KeyedLayer, places
 
 LARGEST_INPUT = 2**24
 
@@ -95,7 +95,7 @@ def trace(model: nn.Module, shape: Sequence[int], seed: int = 0) -> list[Row]:
     """
     example = _example(shape, seed)
     names: dict[nn.Module, str] = {}
-    for place in _places(model):
+    for place in places(model):
         names.setdefault(place.module, place.name)
     was_training = {module: module.training for module in names}
     keys = {module: module.key for module in names if isinstance(module, KeyedLayer)}

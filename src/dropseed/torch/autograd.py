@@ -78,6 +78,54 @@ def _define(
     torch.library.register_fake(name, fake)
 
 
+def is_eager(input: Tensor) -> bool:
+    """Whether a call on this input is neither compiled, traced nor transformed."""
+    return route(input) is _by_function
+
+
+def recomputed(
+    name: str,
+    schema: str,
+    compute: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    setup: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Tensor]:
+    """A function by the routes of `noise`, for an operation that keeps a key and not its draws.
+
+    Args:
+        name: the op's name in torch's library.
+        schema: its arguments, of which the first tensor is asked for the route, and its result.
+        compute: the operation in torch operations that autograd can look through.
+        fake: the same for shapes alone.
+        setup: ``setup(ctx, inputs, output)`` keeps what `backward` needs, without the output.
+        backward: ``backward(ctx, gradient)``, in torch operations too.
+
+    Returns:
+        The function.
+    """
+    _define(name, schema, compute, fake)
+    torch.library.register_autograd(f"dropseed::{name}", backward, setup_context=setup)
+
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        setup(ctx, inputs, None)
+        return compute(*inputs)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(name.capitalize(), (torch.autograd.Function,), methods)
+    routes = {
+        _by_mask: compute,
+        _by_op: getattr(torch.ops.dropseed, name),
+        _by_function: function.apply,
+    }
+
+    def call(*inputs: Any) -> Tensor:
+        output: Tensor = routes[route(inputs[0])](*inputs)
+        return output
+
+    return call
+
+
 # ---- route 1: a mask and torch.where ---------------------------------------------------------
 
 

@@ -39,5 +39,5 @@ class ScaledLayer(RateLayer):
 
     def extra_repr(self) -> str:
         """The arguments; the scaling where it isn't the usual one."""
-        other = "" if self.scaling == "inverted" else f", scaling={self.scaling!r}"
+        other = noise.scaling_repr(self.scaling)
         return super().extra_repr() + other

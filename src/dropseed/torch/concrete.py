@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.kernels import eager
 from dropseed.mask import Key
-from dropseed.torch import autograd, noise
+from dropseed.torch import autograd, laws, noise
 from dropseed.torch.keyed import KeyedLayer
 
 _FINEST = 2.0**-33  # the least draw: a rate below it, or as near to 1, is as good as 0, or 1
@@ -84,7 +83,7 @@ def concrete_dropout(
     if not training:
         return input
     key = noise.key_for(key, input)
-    return _ROUTES[autograd.route(input)](input, logit, key, temperature, spatial)
+    return _noisy(input, logit, key, temperature, spatial)
 
 
 # ---- the routes ------------------------------------------------------------------------------
@@ -128,40 +127,23 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return to_input, to_logit, None, None, None
 
 
-class _Concrete(torch.autograd.Function):
-    """`_multiply` that keeps the noise's key instead of the noise."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _setup(ctx, inputs, None)
-        return _multiply(*inputs)
-
-    backward = staticmethod(_backward)
-
-
 def _fake(input: Tensor, logit: Tensor, key: Tensor, temperature: float, spatial: bool) -> Tensor:
     shape = _noise_shape(input, spatial)
     return eager.scaled(input, input.new_empty(shape, dtype=_compute_type(input.dtype)))
 
 
-autograd._define(
+_noisy = autograd.recomputed(
     "concrete",
     "(Tensor input, Tensor logit, Tensor key, float temperature, bool spatial) -> Tensor",
     _multiply,
     _fake,
+    _setup,
+    _backward,
 )
-torch.library.register_autograd("dropseed::concrete", _backward, setup_context=_setup)
-
-_ROUTES: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
-    autograd._by_mask: _multiply,
-    autograd._by_op: torch.ops.dropseed.concrete,
-    autograd._by_function: _Concrete.apply,
-}
 
 
 def _noise_shape(input: Tensor, spatial: bool) -> list[int]:
-    shared = range(2, input.dim()) if spatial else ()
-    return [1 if axis in shared else size for axis, size in enumerate(input.shape)]
+    return laws.noise_shape(input, tuple(range(2, input.dim())) if spatial else ())
 
 
 def _rate(logit: Tensor, dtype: torch.dtype) -> Tensor:

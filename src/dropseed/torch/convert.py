@@ -21,7 +21,7 @@ from dropseed.mask.key import integer, site_number
 from dropseed.torch.base import RateLayer
 from dropseed.torch.calls import functional_calls
 from dropseed.torch.counterparts import KINDS, counterpart, rate_name, replacement, shown
-from dropseed.torch.keyed import KeyedLayer, _check_sites, _named_layers, _Place, _places, _site
+from dropseed.torch.keyed import KeyedLayer, Place, check_sites, named_layers, places, site_of
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
@@ -131,7 +131,7 @@ def convert(
     new_rate = None if rate is None else Rate(rate).value
     given = _checked_sites(sites)
     calls: Callable[[type], list[tuple[str, str]]] = cache(functional_calls)
-    swaps: list[tuple[list[_Place], RateLayer]] = []
+    swaps: list[tuple[list[Place], RateLayer]] = []
     left: list[NotReplaced] = []
     for found in _grouped(model):
         name, module, parent, _ = found[0]
@@ -145,9 +145,9 @@ def convert(
         else:
             left += [NotReplaced(name, *call) for call in calls(type(module))]
 
-    before = list(_named_layers(model))
+    before = list(named_layers(model))
     named = [(found[0].name, site_number(found[0].name)) for found, _ in swaps]
-    named += [(name, _site(name, layer)) for name, layer in before]
+    named += [(name, site_of(name, layer)) for name, layer in before]
     unknown = [name for name in given if name not in dict(named)]
     if unknown:
         raise InvalidValueError(
@@ -155,7 +155,7 @@ def convert(
             f"The model has {reprlib.repr(sorted(dict(named)))}."
         )
     named = [(name, given.get(name, site)) for name, site in named]
-    _check_sites(named, given)
+    check_sites(named, given)
 
     for name, layer in before:
         if name in given:
@@ -196,7 +196,7 @@ def revert(model: nn.Module) -> Report:
         Dropout(p=0.1, inplace=False)
     """
     _check_model(model)
-    swaps: list[tuple[list[_Place], Any, nn.Module]] = []
+    swaps: list[tuple[list[Place], Any, nn.Module]] = []
     left: list[NotReplaced] = []
     for found in _grouped(model):
         name, module, _, _ = found[0]
@@ -216,7 +216,7 @@ def revert(model: nn.Module) -> Report:
         name = found[0].name
         _swap(found, old)
         rate = getattr(old, attribute)
-        row = Replaced(name, shown(type(module)), shown(type(old)), rate, _site(name, module))
+        row = Replaced(name, shown(type(module)), shown(type(old)), rate, site_of(name, module))
         replaced.append(row)
     notes = () if swaps or left else ("there is nothing to revert: no layer is dropseed's.",)
     return Report(tuple(replaced), tuple(left), notes)
@@ -242,7 +242,7 @@ def sites(model: nn.Module) -> dict[str, int]:
         {'1': 2212294583}
     """
     _check_model(model)
-    return {name: _site(name, layer) for name, layer in _named_layers(model)}
+    return {name: site_of(name, layer) for name, layer in named_layers(model)}
 
 
 def _check_model(model: Any) -> None:
@@ -258,15 +258,15 @@ def _checked_sites(sites: Any) -> dict[str, int]:
     }
 
 
-def _grouped(model: nn.Module) -> list[list[_Place]]:
+def _grouped(model: nn.Module) -> list[list[Place]]:
     """The places of each module, in the order of the first ones."""
-    groups: dict[nn.Module, list[_Place]] = {}
-    for place in _places(model):
+    groups: dict[nn.Module, list[Place]] = {}
+    for place in places(model):
         groups.setdefault(place.module, []).append(place)
     return list(groups.values())
 
 
-def _replaceable(found: list[_Place], new: Any) -> Any:
+def _replaceable(found: list[Place], new: Any) -> Any:
     """The new layer, unless nothing would see that it was put in the old one's place."""
     if not isinstance(new, nn.Module):
         return new
@@ -283,7 +283,7 @@ def _replaceable(found: list[_Place], new: Any) -> Any:
     return new
 
 
-def _swap(found: list[_Place], new: nn.Module) -> None:
+def _swap(found: list[Place], new: nn.Module) -> None:
     old = found[0].module
     new.training = old.training
     for name in _HOOKS:  # the very dicts, so that handles given out before still remove hooks

@@ -19,7 +19,7 @@ from dropseed.errors import DropseedError
 from dropseed.mask import Rate
 from dropseed.torch import layers
 from dropseed.torch.base import RateLayer
-from dropseed.torch.keyed import KeyedLayer, _Place
+from dropseed.torch.keyed import KeyedLayer, Place
 from dropseed.torch.paths import DropPath
 
 KINDS: dict[str, type[RateLayer]] = {
@@ -52,7 +52,7 @@ _ALPHA = (nn.AlphaDropout, nn.FeatureAlphaDropout)
 _USUAL = {"scaling": "inverted", "noise_shape": None, "channels_last": False}
 
 
-def replacement(found: list[_Place], kind: str | None, rate: float | None) -> Any:
+def replacement(found: list[Place], kind: str | None, rate: float | None) -> Any:
     """The new layer for a module; or why there is none; or None for what is no dropout layer."""
     module = found[0].module
     known = _known(module)
@@ -86,7 +86,7 @@ def _why_unknown(module: nn.Module) -> str | None:
     return "its class is not a known one" if named or isinstance(module, _DropoutNd) else None
 
 
-def _built(found: list[_Place], known: type, kind: str | None, rate: float) -> RateLayer | str:
+def _built(found: list[Place], known: type, kind: str | None, rate: float) -> RateLayer | str:
     """The new layer, with the settings of the old one that its kind has; or why it can't be."""
     module = found[0].module
     cls = KINDS[kind] if kind else _OURS.get(known, DropPath)
@@ -108,7 +108,7 @@ def _built(found: list[_Place], known: type, kind: str | None, rate: float) -> R
     return cls(rate, inplace)
 
 
-def _dimensions(found: list[_Place], known: type) -> int | str:
+def _dimensions(found: list[Place], known: type) -> int | str:
     """How many dimensions come after the channels of a layer's input; or why that isn't known."""
     if known in _CHANNELS:
         return _CHANNELS[known]
@@ -123,7 +123,7 @@ def _dimensions(found: list[_Place], known: type) -> int | str:
     return numbers.pop() if len(numbers) == 1 else "its places follow different convolutions"
 
 
-def _shaper_before(place: _Place) -> nn.Module | None:
+def _shaper_before(place: Place) -> nn.Module | None:
     """The nearest module registered before a place, under its parent, that sets the shape."""
     beside = {} if place.parent is None else place.parent._modules
     before = takewhile(lambda name: name != place.child, beside)
@@ -134,7 +134,7 @@ def _shaper_before(place: _Place) -> nn.Module | None:
     return None
 
 
-def _batch_first(place: _Place) -> bool:
+def _batch_first(place: Place) -> bool:
     beside = () if place.parent is None else place.parent.children()
     return next((bool(m.batch_first) for m in beside if hasattr(m, "batch_first")), True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.kernels import eager
-from dropseed.mask import Key, Rate
+from dropseed.mask import Key
 from dropseed.mask.key import integer
 from dropseed.torch import autograd, noise
 from dropseed.torch.keyed import KeyedLayer
@@ -83,8 +83,8 @@ def cutout(
         return input
     key = noise.key_for(key, input)
     if input.dim() == 3:
-        return _fill(input.unsqueeze(0), key, count, edges, fill).squeeze(0)
-    return _fill(input, key, count, edges, fill)
+        return _fill(input.unsqueeze(0), key, count, edges, float(fill)).squeeze(0)
+    return _fill(input, key, count, edges, float(fill))
 
 
 class Cutout(KeyedLayer):
@@ -150,10 +150,6 @@ class Cutout(KeyedLayer):
 # ---- the routes ------------------------------------------------------------------------------
 
 
-def _fill(input: Tensor, key: Tensor, count: int, size: Sequence[int], fill: float) -> Tensor:
-    return _ROUTES[autograd.route(input)](input, key, count, size, float(fill))
-
-
 def _select(input: Tensor, key: Tensor, count: int, size: Sequence[int], fill: float) -> Tensor:
     """Fill the pixels that lie in a rectangle."""
     sides = []
@@ -181,30 +177,14 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return _fill(gradient, key, ctx.count, ctx.size, 0.0), None, None, None, None
 
 
-class _Cutout(torch.autograd.Function):
-    """`_select` that keeps the rectangles' key instead of the mask."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _setup(ctx, inputs, None)
-        return _select(*inputs)
-
-    backward = staticmethod(_backward)
-
-
-autograd._define(
+_fill = autograd.recomputed(
     "cutout",
     "(Tensor input, Tensor key, SymInt count, SymInt[] size, float fill) -> Tensor",
     _select,
     _fake,
+    _setup,
+    _backward,
 )
-torch.library.register_autograd("dropseed::cutout", _backward, setup_context=_setup)
-
-_ROUTES: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
-    autograd._by_mask: _select,
-    autograd._by_op: torch.ops.dropseed.cutout,
-    autograd._by_function: _Cutout.apply,
-}
 
 
 # ---- the arguments ---------------------------------------------------------------------------
@@ -229,10 +209,7 @@ def _check(size: Any, count: Any, fill: Any, area: Any) -> None:
         for edge in edges:
             integer(edge, "size", 0, 2**31)
     if area is not None:
-        try:
-            Rate(area)
-        except (InvalidTypeError, InvalidValueError) as error:
-            raise type(error)(str(error).replace("`rate`", "`area`")) from None
+        noise.checked_rate(area, "area")
     integer(count, "count", 0, 2**31)
     if isinstance(fill, bool) or not isinstance(fill, numbers.Real):
         raise InvalidTypeError(f"`fill` must be a real number; got {fill!r}.")

@@ -135,7 +135,7 @@ class EmbeddingDropout(KeyedLayer):
 
     def extra_repr(self) -> str:
         """The rate, and the scaling where it isn't the usual one."""
-        other = "" if self.scaling == "inverted" else f", scaling={self.scaling!r}"
+        other = noise.scaling_repr(self.scaling)
         return f"p={self.p}{other}"
 
 

@@ -92,9 +92,9 @@ def set_key(model: nn.Module, seed: int | None, step: int = 0) -> int:
         True
     """
     key = None if seed is None else Key(seed, step=step)
-    layers = [(name, layer, _site(name, layer)) for name, layer in _named_layers(model)]
+    layers = [(name, layer, site_of(name, layer)) for name, layer in named_layers(model)]
     if key is not None:
-        _check_sites([(name, site) for name, _, site in layers], {})
+        check_sites([(name, site) for name, _, site in layers], {})
     device = next((p.device for p in model.parameters()), None)
     with torch.inference_mode(False):  # backward may need a key, and can't keep an inference tensor
         for _, layer, site in layers:
@@ -103,7 +103,7 @@ def set_key(model: nn.Module, seed: int | None, step: int = 0) -> int:
     return len(layers)
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a module is: by its name without wrappers' prefixes, and in its parent."""
 
     name: str
@@ -112,11 +112,11 @@ class _Place(NamedTuple):
     child: str
 
 
-def _places(model: nn.Module) -> Iterator[_Place]:
+def places(model: nn.Module) -> Iterator[Place]:
     """Every place of every module in a model; one that is met again is not entered again."""
     seen: set[nn.Module] = set()
 
-    def walk(place: _Place, path: tuple[str, ...]) -> Iterator[_Place]:
+    def walk(place: Place, path: tuple[str, ...]) -> Iterator[Place]:
         yield place
         module = place.module
         if module in seen:
@@ -125,25 +125,26 @@ def _places(model: nn.Module) -> Iterator[_Place]:
         for name, child in module._modules.items():
             if child is not None:
                 inner = path if _wraps(module, name) else (*path, name)
-                yield from walk(_Place(".".join(inner), child, module, name), inner)
+                yield from walk(Place(".".join(inner), child, module, name), inner)
 
-    return walk(_Place("", model, None, ""), ())
+    return walk(Place("", model, None, ""), ())
 
 
-def _named_layers(model: nn.Module) -> Iterator[tuple[str, KeyedLayer]]:
+def named_layers(model: nn.Module) -> Iterator[tuple[str, KeyedLayer]]:
     """The dropseed layers of a model by their names without wrappers' prefixes, each layer once."""
     seen: set[nn.Module] = set()
-    for name, module, _, _ in _places(model):
+    for name, module, _, _ in places(model):
         if isinstance(module, KeyedLayer) and module not in seen:
             seen.add(module)
             yield name, module
 
 
-def _site(name: str, layer: KeyedLayer) -> int:
+def site_of(name: str, layer: KeyedLayer) -> int:
+    """The site of a layer: its name's number, or the one that was fixed."""
     return site_number(name) if layer.site is None else layer.site
 
 
-def _check_sites(named: Sequence[tuple[str, int]], given: Mapping[str, int]) -> None:
+def check_sites(named: Sequence[tuple[str, int]], given: Mapping[str, int]) -> None:
     """Refuse two layers with one site, and show the `sites` of `convert` that tell them apart."""
     names: dict[int, str] = {}
     for name, site in named:

@@ -81,7 +81,7 @@ def multi_sample_dropout(
         raise InvalidValueError("`input` must be (N, *); got shape ().")
     noise.check_rate(p)
     noise.check_scaling(scaling)
-    if not (training and draws(p)):
+    if not (training and noise.draws(p)):
         output = head(noise.drop(input, p, training, False, key, scaling))
         _check_batch(output, input.shape[0])
         return output if reduce == "mean" else output.expand(samples, *output.shape)
@@ -157,7 +157,7 @@ class MultiSampleDropout(KeyedLayer):
 
     def extra_repr(self) -> str:
         """The arguments; scaling and reduction where they aren't the usual ones."""
-        other = "" if self.scaling == "inverted" else f", scaling={self.scaling!r}"
+        other = noise.scaling_repr(self.scaling)
         other += "" if self.reduce == "mean" else f", reduce={self.reduce!r}"
         return f"p={self.p}, samples={self.samples}{other}"
 
@@ -188,16 +188,10 @@ def drop_each(
                 [1., 0., 1., 1., 0., 1.]])
     """
     base = noise.key_for(key, passes[0])
-    fold = torch.vmap(eager.fold, (None, 0))  # all at once: one fold is 200 small ops
-    keys = fold(base, torch.arange(len(passes), device=base.device)).unbind()
+    keys = eager.folds(base, len(passes)).unbind()
     return torch.cat(
         [noise.drop(one, p, True, False, k, scaling) for one, k in zip(passes, keys, strict=True)]
     )
-
-
-def draws(p: float | Tensor) -> bool:
-    """Whether masks of a checked rate are random. A tensor is not read back, and counts as such."""
-    return isinstance(p, Tensor) or 0 < p < 1
 
 
 def _check_head(head: Any) -> None:

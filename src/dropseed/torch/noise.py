@@ -205,46 +205,60 @@ def _tensor_rate(p: Tensor) -> tuple[Tensor, Tensor]:
     return threshold, torch.where(valid, threshold.double() / ALL, torch.nan)
 
 
-def _check_tensor_rate(p: Tensor) -> None:
+def _check_tensor_rate(p: Tensor, name: str = "p") -> None:
     if p.dim() != 0 or not p.is_floating_point():
-        raise InvalidTypeError(f"`p` must be a number or a 0-d floating-point tensor; got {p!r}.")
+        raise InvalidTypeError(
+            f"`{name}` must be a number or a 0-d floating-point tensor; got {p!r}."
+        )
     if p.requires_grad or _is_dual(p):
-        raise InvalidValueError("`p` must not require grad: dropout has no gradient to its rate.")
+        raise InvalidValueError(
+            f"`{name}` must not require grad: dropout has no gradient to its rate."
+        )
 
 
 def _is_dual(p: Tensor) -> bool:
     return forward_ad.unpack_dual(p).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def check_input(input: Any) -> None:
+def check_input(input: Any, name: str = "input") -> None:
     """Refuse what no dropout can take: anything but a floating-point or complex tensor."""
     if not isinstance(input, Tensor):
-        raise InvalidTypeError(f"`input` must be a torch.Tensor; got {type(input).__name__}.")
+        raise InvalidTypeError(f"`{name}` must be a torch.Tensor; got {type(input).__name__}.")
     if not (input.is_floating_point() or input.is_complex()):
         raise InvalidTypeError(
-            f"`input` must be a floating-point tensor; got {input.dtype}. Call .float() first."
+            f"`{name}` must be a floating-point tensor; got {input.dtype}. Call .float() first."
         )
 
 
-def checked_rate(p: Any) -> Rate:
+def checked_rate(p: Any, name: str = "p") -> Rate:
     """The rate of a number, with errors that call it by this front end's name."""
     try:
         return Rate(p)
     except (InvalidTypeError, InvalidValueError) as error:
-        raise type(error)(str(error).replace("`rate`", "`p`")) from None
+        raise type(error)(str(error).replace("`rate`", f"`{name}`")) from None
 
 
-def check_rate(p: Any) -> None:
+def check_rate(p: Any, name: str = "p") -> None:
     """Refuse a rate that is neither a number in [0, 1] nor a 0-d floating-point tensor."""
     if isinstance(p, Tensor):
-        _check_tensor_rate(p)
+        _check_tensor_rate(p, name)
     else:
-        checked_rate(p)
+        checked_rate(p, name)
+
+
+def draws(p: float | Tensor) -> bool:
+    """Whether masks of a checked rate are random. A tensor is not read back, and counts as such."""
+    return isinstance(p, Tensor) or 0 < p < 1
 
 
 def check_scaling(scaling: str) -> None:
     """Refuse an unknown scaling."""
     Rate(0.0).factors(scaling)
+
+
+def scaling_repr(scaling: str) -> str:
+    """A layer's scaling as it is printed: where it isn't the usual one."""
+    return "" if scaling == "inverted" else f", scaling={scaling!r}"
 
 
 def _strength(p: Any, scaling: str) -> tuple[Rate, Factors]:

@@ -13,7 +13,7 @@ from dropseed.kernels import eager
 from dropseed.mask import Key
 from dropseed.torch import noise
 from dropseed.torch.keyed import KeyedLayer
-from dropseed.torch.multi_sample import draws, drop_each
+from dropseed.torch.multi_sample import drop_each
 
 
 def dropout_pair(
@@ -68,7 +68,7 @@ def dropout_pair(
         )
     noise.check_rate(p)
     noise.check_scaling(scaling)
-    if not (training and draws(p)):
+    if not (training and noise.draws(p)):
         return noise.drop(input, p, training, False, key, scaling)
     if not equal:
         return drop_each(input.chunk(2), p, key, scaling)
@@ -124,7 +124,7 @@ class PairedDropout(KeyedLayer):
 
     def extra_repr(self) -> str:
         """The arguments; the scaling where it isn't the usual one."""
-        other = "" if self.scaling == "inverted" else f", scaling={self.scaling!r}"
+        other = noise.scaling_repr(self.scaling)
         return f"p={self.p}, equal={self.equal}{other}"
 
 

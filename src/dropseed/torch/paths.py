@@ -255,7 +255,7 @@ class DropPathResidual(KeyedLayer):
     def forward(self, input: Tensor) -> Tensor:
         """The input plus the branch of the kept samples; in evaluation plus the branch of all."""
         noise.check_input(input)
-        if self.training and autograd.route(input) is autograd._by_function:
+        if self.training and autograd.is_eager(input):
             return self._kept_only(input)
         return input + self._drop(self._run(input))
 
@@ -289,7 +289,7 @@ class DropPathResidual(KeyedLayer):
 
     def extra_repr(self) -> str:
         """The arguments; scaling and mode where they aren't the usual ones."""
-        other = "" if self.scaling == "inverted" else f", scaling={self.scaling!r}"
+        other = noise.scaling_repr(self.scaling)
         return f"p={self.p}{other}{_mode_repr(self.mode)}"
 
 

@@ -78,12 +78,12 @@ def recurrent_dropout(
     _check_cell(cell)
     time = _time_axis(input, batch_first)
     noise.check_rate(p)
-    _naming("input_p", "p", noise.check_rate, input_p)
+    noise.check_rate(input_p, "input_p")
     noise.check_scaling(scaling)
     hidden_key, input_key = key, key
-    if training and (_draws(p) or _draws(input_p)):
+    if training and (noise.draws(p) or noise.draws(input_p)):
         hidden_key = _two_words(noise.key_for(key, input))
-        input_key = eager.fold(hidden_key, 1) if _draws(input_p) else hidden_key
+        input_key = eager.fold(hidden_key, 1) if noise.draws(input_p) else hidden_key
     dropped = noise.drop(input, input_p, training, False, input_key, scaling, (time,))
     outputs = []
     for x in dropped.unbind(time):
@@ -139,7 +139,7 @@ class RecurrentDropout(KeyedLayer):
     ) -> None:
         _check_cell(cell, nn.Module)
         noise.check_rate(p)
-        _naming("input_p", "p", noise.check_rate, input_p)
+        noise.check_rate(input_p, "input_p")
         noise.check_scaling(scaling)
         super().__init__()
         self.cell = cell
@@ -165,7 +165,7 @@ class RecurrentDropout(KeyedLayer):
     def extra_repr(self) -> str:
         """The rates, and the other arguments where they aren't the usual ones."""
         order = ", batch_first=True" if self.batch_first else ""
-        other = "" if self.scaling == "inverted" else f", scaling={self.scaling!r}"
+        other = noise.scaling_repr(self.scaling)
         return f"p={self.p}, input_p={self.input_p}{order}{other}"
 
 
@@ -216,12 +216,12 @@ def zoneout(
         one = torch.ones((), dtype=torch.float64, device=new.device)
         kept = noise.drop(one, p, False, False, None, "original")
         return eager.scaled(previous, 1 - kept) + eager.scaled(new, kept)
-    if key is None and not _draws(p):
+    if key is None and not noise.draws(p):
         key = Key(0)  # every draw of any key drops
     key = _two_words(noise.key_for(key, new))
     # A copy of a rate that is a tensor, since it may be written anew before backward.
     rate = (0.0, p.clone()) if isinstance(p, Tensor) else (float(p), None)
-    return _ROUTES[autograd.route(new)](new, previous, key, *rate)
+    return _zone(new, previous, key, *rate)
 
 
 def _select(
@@ -241,34 +241,18 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return torch.where(mask, gradient, 0.0), torch.where(mask, 0.0, gradient), None, None, None
 
 
-class _Zoneout(torch.autograd.Function):
-    """`_select` that keeps the mask's key instead of the mask."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _setup(ctx, inputs, None)
-        return _select(*inputs)
-
-    backward = staticmethod(_backward)
-
-
 def _fake(new: Tensor, previous: Tensor, key: Tensor, p: float, tensor_p: Tensor | None) -> Tensor:
     return torch.where(new.new_empty(new.shape, dtype=torch.bool), new, previous)
 
 
-autograd._define(
+_zone = autograd.recomputed(
     "zoneout",
     "(Tensor new, Tensor previous, Tensor key, float p, Tensor? tensor_p) -> Tensor",
     _select,
     _fake,
+    _setup,
+    _backward,
 )
-torch.library.register_autograd("dropseed::zoneout", _backward, setup_context=_setup)
-
-_ROUTES: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
-    autograd._by_mask: _select,
-    autograd._by_op: torch.ops.dropseed.zoneout,
-    autograd._by_function: _Zoneout.apply,
-}
 
 
 def _mask(key: Tensor, p: float, tensor_p: Tensor | None, shape: Sequence[int]) -> Tensor:
@@ -323,7 +307,7 @@ class Zoneout(KeyedLayer):
     ) -> None:
         _check_cell(cell, nn.Module)
         noise.check_rate(p)
-        _naming("cell_p", "p", noise.check_rate, cell_p)
+        noise.check_rate(cell_p, "cell_p")
         super().__init__()
         self.cell = cell
         self.p = p
@@ -334,7 +318,7 @@ class Zoneout(KeyedLayer):
         """Run the cell over the sequence, with zoneout in training and its expectation else."""
         time = _time_axis(input, self.batch_first)
         noise.check_rate(self.p)
-        _naming("cell_p", "p", noise.check_rate, self.cell_p)
+        noise.check_rate(self.cell_p, "cell_p")
         steps = input.unbind(time)
         outputs = []
         for x, *keys in zip(steps, *self._keys(input, len(steps)), strict=True):
@@ -345,12 +329,11 @@ class Zoneout(KeyedLayer):
     def _keys(self, input: Tensor, steps: int) -> tuple[Sequence[Tensor | None], ...]:
         """The keys of h and those of c, one a time step."""
         none = (None,) * steps
-        if not self.training or not (_draws(self.p) or _draws(self.cell_p)):
+        if not self.training or not (noise.draws(self.p) or noise.draws(self.cell_p)):
             return none, none
         key = noise.key_for(self.key, input)
-        fold = torch.vmap(eager.fold, (None, 0))  # all steps at once: one fold is 200 small ops
-        keys = fold(key, torch.arange(steps, device=key.device))
-        if not _draws(self.cell_p):
+        keys = eager.folds(key, steps)
+        if not noise.draws(self.cell_p):
             return keys.unbind(), none
         return keys.unbind(), torch.vmap(eager.fold, (0, None))(keys, 1).unbind()
 
@@ -380,11 +363,6 @@ class Zoneout(KeyedLayer):
 # ---- what they share -------------------------------------------------------------------------
 
 
-def _draws(p: float | Tensor) -> bool:
-    """Whether masks of this rate are random. A tensor is not read back, and counts as such."""
-    return isinstance(p, Tensor) or 0 < p < 1
-
-
 def _two_words(key: Tensor) -> Tensor:
     return key if key.dim() == 1 else torch.stack((key, torch.zeros_like(key)))
 
@@ -404,17 +382,9 @@ def _check_cell(cell: Any, kind: type = object) -> None:
         )
 
 
-def _naming(name: str, other: str, check: Callable[..., Any], *args: Any) -> None:
-    """Call a check whose error names another argument, and let it name this one."""
-    try:
-        check(*args)
-    except (InvalidTypeError, InvalidValueError) as error:
-        raise type(error)(str(error).replace(f"`{other}`", f"`{name}`")) from None
-
-
 def _check_states(new: Any, previous: Any) -> None:
     for name, state in (("new", new), ("previous", previous)):
-        _naming(name, "input", noise.check_input, state)
+        noise.check_input(state, name)
     if new.shape != previous.shape:
         raise InvalidValueError(
             f"`previous` must have the shape of `new`, {tuple(new.shape)}; "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.mask.schedule import Schedule, rate_at
-from dropseed.torch.keyed import _named_layers
+from dropseed.torch.keyed import named_layers
 
 
 def set_rate(
@@ -67,7 +67,7 @@ def set_rate(
         >>> model[1]
         Dropout(p=0.5, inplace=False)
     """
-    layers = [(name, layer) for name, layer in _named_layers(model) if "p" in vars(layer)]
+    layers = [(name, layer) for name, layer in named_layers(model) if "p" in vars(layer)]
     rates = _rates(schedule, step, sites, {name for name, _ in layers})
     layers = [(name, layer) for name, layer in layers if name in rates]
     device = next((p.device for p in model.parameters()), None)
