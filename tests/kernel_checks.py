@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import vectors
-from dropseed.mask import Key, Rate, gaussian, keep, shared_axes, uniform
+from dropseed.mask import Key, Rate, drop_block, gaussian, keep, shared_axes, uniform
 from dropseed.mask.shard import part, whole
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -55,7 +55,7 @@ def reference_mask(key, rate, draws):
     """The reference's mask of any draws: each distinct index drawn on its own."""
     index = draws.indices()
     distinct, places = np.unique(index, return_inverse=True)
-    if distinct.size and distinct[-1] - distinct[0] < 10**6:
+    if distinct.size and distinct[-1] - distinct[0] < 10**6 + 16 * distinct.size:
         run = keep(key, rate, int(distinct[-1] - distinct[0] + 1), start=int(distinct[0]))
         return run[index - distinct[0]]
     kept = np.array([keep(key, rate, 1, start=int(i))[0] for i in distinct], np.bool_)
@@ -137,6 +137,87 @@ def check_gaussian(kernel, x, key, sigma, threads=1):
             threads=threads,
         )
         assert same_bits(out, expected)
+
+
+def check_drop_block(kernel, x, block, key, gamma, scale=None, shared=False, start=0, threads=1):
+    """Blocks out of place, in place, and with the channels innermost; and how many they drop.
+
+    `x` is (N, C, L1, L2, L3); the first sample is number `start` of the batch, the next one every
+    other.
+    """
+    sizes, words, threshold = tuple(x.shape), key.words, Rate(gamma).threshold
+    whole_batch = (start + 2 * sizes[0], *sizes[1:])
+    mask = drop_block(key, gamma, whole_batch, block, shared=shared)[start::2][: sizes[0]]
+    mask = torch.from_numpy(np.array(mask))
+    kept = mask.flatten(1).sum(1).tolist()
+    factors = [scale or (mask[0].numel() / number if number else 0.0) for number in kept]
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    factor = torch.tensor(factors, dtype=torch.float64).to(wide).reshape(-1, 1, 1, 1, 1)
+    expected = torch.where(mask, (x.to(wide) * factor).to(x.dtype), 0.0)
+    options = {"shared": shared, "order": (start, 2)}
+    for last in (False, True):
+        rows = (x.movedim(1, -1) if last else x).contiguous()
+        copy = rows.clone()
+        for out, source in ((torch.empty_like(rows), rows), (copy, copy)):
+            y = buffer(out).reshape(-1)
+            source = y if out is source else buffer(source).reshape(-1)
+            kernel.drop_block(
+                y,
+                source,
+                sizes,
+                block,
+                words,
+                threshold,
+                scale,
+                channels_last=last,
+                threads=threads,
+                **options,
+            )
+            assert same_bits(out.movedim(-1, 1) if last else out, expected)
+    counts = np.empty(sizes[0], np.int64)
+    kernel.drop_block_counts(counts, sizes, block, words, threshold, **options)
+    assert counts.tolist() == [mask[0].numel() - number for number in kept]
+
+
+def check_blocks(kernel):
+    """The known masks of DropBlock."""
+    for case in vectors.cases("drop_block"):
+        n, channels, *sizes = case.shape
+        thin = [1] * (3 - len(sizes))
+        edges = [*thin, *[case.block_size] * len(sizes)]
+        x = np.ones(case.keep.size, np.float32)
+        shape, threshold = (n, channels, *thin, *sizes), Rate(case.gamma).threshold
+        kernel.drop_block(
+            x, x, shape, tuple(edges), case.key.words, threshold, 1.0, shared=case.shared
+        )
+        assert np.array_equal(x.reshape(case.shape) == 1, case.keep)
+
+
+def check_drop_connect(kernel, sizes, dtype, key, rate, start=0, threads=1):
+    """The product and both gradients, against masks that are written out."""
+    n, outputs, inputs = sizes
+    x, w, gy = (
+        torch.randn(shape, dtype=torch.float64).to(dtype)
+        for shape in ((n, inputs), (outputs, inputs), (n, outputs))
+    )
+    strength, order = Rate(rate), (start, 2)
+    mask = keep(key, rate, (n, outputs, inputs), start=start, stride=2)
+    weights = torch.from_numpy(np.array(mask)).double() * strength.scale
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    numbers = sizes, key.words, strength.threshold, strength.scale
+    y, gx, gw = (torch.full((t.numel(),), torch.nan, dtype=wide).numpy() for t in (gy, x, w))
+    flat = [buffer(t).reshape(-1) for t in (x, w, gy)]
+    kernel.drop_connect(y, *flat[:2], *numbers, order=order, threads=threads)
+    kernel.drop_connect_backward(gx, gw, *flat, *numbers, order=order, threads=threads)
+    x, w, gy = x.double(), w.double(), gy.double()
+    for actual, formula, one, other in (
+        (y, "noi,ni,oi->no", x, w),
+        (gx, "noi,no,oi->ni", gy, w),
+        (gw, "noi,ni,no->oi", x, gy),
+    ):
+        want = torch.einsum(formula, weights, one, other).numpy().reshape(-1)
+        size = float(np.abs(want).max(initial=0)) + inputs**0.5
+        assert np.abs(actual - want).max(initial=0) <= 40 * torch.finfo(wide).eps * size
 
 
 def check_mask(kernel, key, rate, draws, expected):

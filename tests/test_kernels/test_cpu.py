@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import kernel_checks as checks
@@ -27,6 +27,10 @@ def test_vectors():
     checks.check_vectors(cpu)
 
 
+def test_known_blocks():
+    checks.check_blocks(cpu)
+
+
 def test_all_patterns_of_the_16_bit_types():
     checks.check_all_patterns(cpu)
 
@@ -39,6 +43,7 @@ def test_every_tie_is_settled_exactly():
 @given(data=st.data(), key=KEYS, rate=RATES, dtype=st.sampled_from(checks.FLOATS))
 def test_any_layout_and_shared_axes(data, key, rate, dtype):
     shape = tuple(data.draw(st.lists(st.integers(0, 40), max_size=4)))
+    assume(math.prod(shape) <= 2**18)
     order = data.draw(st.permutations(range(len(shape))))
     shared = data.draw(st.sets(st.sampled_from(range(len(shape))))) if shape else ()
     threads = data.draw(st.integers(1, 4))
@@ -66,6 +71,50 @@ def test_the_affine_law(data, key, rate, dtype):
 )
 def test_gaussian_noise(key, size, sigma, dtype, threads):
     checks.check_gaussian(cpu, checks.random_tensor((size,), dtype), key, sigma, threads)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), key=KEYS, gamma=RATES, dtype=st.sampled_from(checks.FLOATS))
+def test_blocks_of_any_shape(data, key, gamma, dtype):
+    tops = data.draw(st.sampled_from([(1, 1, 300), (1, 40, 90), (6, 8, 10), (1, 1, 1)]))
+    sizes = [data.draw(st.integers(1, top)) for top in tops]
+    block = tuple(data.draw(st.integers(1, size)) for size in sizes)
+    shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4)), *sizes)
+    checks.check_drop_block(
+        cpu,
+        checks.random_tensor(shape, dtype),
+        block,
+        key,
+        gamma,
+        data.draw(st.sampled_from([None, 1.25])),
+        data.draw(st.booleans()),
+        data.draw(st.integers(0, 5)),
+        data.draw(st.integers(1, 3)),
+    )
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("gamma", [0.0004, 1 / 256, 0.02])
+def test_blocks_of_large_maps(gamma, shared):
+    """More draws than a chunk, more rows than a piece, more threads than samples."""
+    x = checks.random_tensor((2, 7, 1, 100, 200), torch.float32)
+    checks.check_drop_block(cpu, x, (1, 6, 70), Key(5, 6, 7), gamma, None, shared, 3, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), key=KEYS, rate=RATES, dtype=st.sampled_from(checks.FLOATS))
+def test_dropped_weights_of_any_shape(data, key, rate, dtype):
+    sizes = tuple(data.draw(st.integers(1, top)) for top in (5, 40, 300))
+    start, threads = data.draw(st.integers(0, 2**20)), data.draw(st.integers(1, 3))
+    checks.check_drop_connect(cpu, sizes, dtype, key, rate, start, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", checks.FLOATS, ids=str)
+@pytest.mark.parametrize("sizes", [(3, 2, 2 * cpu.CHUNK + 7), (5, 70, 1000), (40, 300, 33)])
+def test_dropped_weights_of_large_layers(sizes, dtype, threads):
+    """Rows of several chunks, tiles that the rows don't fill, more tiles than lanes."""
+    checks.check_drop_connect(cpu, sizes, dtype, Key(3, 4, 5), 0.3, 2, threads)
 
 
 @settings(max_examples=80, deadline=None)

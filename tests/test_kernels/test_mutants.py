@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import kernel_checks as checks
 from dropseed.kernels import cpu
+from dropseed.mask import Key
 
 SOURCE = Path(cpu.__file__).read_text(encoding="utf-8")
 
@@ -21,6 +23,16 @@ MUTANTS = {
         "(first + np.uint64(i)) & np.uint64(0xFFFFFFFFFF)\n",
     ),
     "a round too few": ("for _ in range(10):", "for _ in range(9):"),
+    "another draw takes a block": (
+        "_below64(u, first + at, least)",
+        "_equal64(u, first + at, least)",
+    ),
+    "a block at the map's edge": ("left = draw - after + each - line * places[2]", "left = 0"),
+    "a weight kept that drops": (
+        "total += a[i] * g if u[i] >= least else zero",
+        "total += a[i] * g",
+    ),
+    "a gradient of another sample": ("after = draw + order[1] * outputs * inputs", "after = draw"),
     "another word's byte": ("index & np.uint64(8) else low", "index & np.uint64(4) else low"),
 }
 
@@ -37,9 +49,11 @@ def load(source, folder):
 
 
 def check(kernel):
-    """Masks alone: each loop and type that is called costs a second to compile."""
+    """One type of each loop: every further one costs a second to compile."""
     checks.check_masks(kernel)
     checks.check_every_tie(kernel)
+    checks.check_blocks(kernel)
+    checks.check_drop_connect(kernel, (3, 4, 70), torch.float32, Key(1, 2, 3), 0.3)
 
 
 @pytest.fixture(autouse=True)

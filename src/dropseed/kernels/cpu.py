@@ -19,7 +19,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numba
@@ -28,6 +28,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import carray, prange, types
 from numba.core.caching import FunctionCache
+from numba.core.cgutils import get_or_insert_function
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
@@ -37,6 +38,8 @@ from dropseed.mask.shard import Draws
 Array = npt.NDArray[Any]
 KeyWords = tuple[int, int, int, int]
 Scale = float | tuple[float, float, float]
+Sizes = tuple[int, int, int, int, int]  # samples, channels, and a map of three dimensions
+Edges = tuple[int, int, int]
 
 CHUNK = 2**14  # draws made at once: their bytes stay in the cache
 GRAIN = 2**15  # elements that pay for waking another thread
@@ -46,6 +49,8 @@ TILE = 2**16  # bytes of a tile that is turned
 TILE_EDGE = 512
 NARROW = 8  # fewer columns than this make a tile high instead
 NARROW_HEIGHT = 2048
+PIECE = 2**12  # elements that are scaled before what is dropped of them is zeroed
+LANES = 8  # partial sums of a gradient: their number must not be that of the threads
 SLACK = 80  # beside a row of draws: room for any offset, in whole groups of 64 bytes
 ALL = 2**32  # the threshold that drops everything
 _LOW = np.uint64(0xFFFFFFFF)
@@ -96,21 +101,28 @@ _inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # called by 
 _parallel_kernel = _compiled(parallel=True)
 
 
+def _compare64(relation: str, context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Code that compares 64 bytes ``data[start : start + 64]`` with one, as bits of a uint64."""
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    place = builder.bitcast(builder.gep(array.data, [args[1]]), _VECTOR64.as_pointer())
+    none = ir.Constant(_VECTOR64, ir.Undefined)
+    one = builder.insert_element(none, args[2], ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), 64), None)
+    splat = builder.shuffle_vector(one, none, zeros)
+    holds = builder.icmp_unsigned(relation, builder.load(place, align=1), splat)
+    return builder.bitcast(holds, ir.IntType(64))
+
+
 @intrinsic
 def _equal64(typing: Any, data: Any, start: Any, value: Any) -> Any:
     """The set of i in [0, 64) with ``data[start + i] == value``, as the bits of a uint64."""
+    return types.uint64(data, types.int64, types.uint8), partial(_compare64, "==")
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        place = builder.bitcast(builder.gep(array.data, [args[1]]), _VECTOR64.as_pointer())
-        none = ir.Constant(_VECTOR64, ir.Undefined)
-        one = builder.insert_element(none, args[2], ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), 64), None)
-        splat = builder.shuffle_vector(one, none, zeros)
-        equal = builder.icmp_unsigned("==", builder.load(place, align=1), splat)
-        return builder.bitcast(equal, ir.IntType(64))
 
-    return types.uint64(data, types.int64, types.uint8), codegen
+@intrinsic
+def _below64(typing: Any, data: Any, start: Any, value: Any) -> Any:
+    """The set of i in [0, 64) with ``data[start + i] < value``, as the bits of a uint64."""
+    return types.uint64(data, types.int64, types.uint8), partial(_compare64, "<")
 
 
 @intrinsic
@@ -911,6 +923,455 @@ def _scattered_parallel(
         _scattered(y, x, dims, key, base, threshold, scale, (part, parts))
 
 
+# ---- DropBlock: regions ------------------------------------------------------------------------
+# One sample at a time. The draws that hit are few: they are found 64 bytes at once, and each marks
+# its block in a bit map, a row of bits for each row of the maps. `used` has a bit for each row that
+# has any. Then the sample is scaled, some rows at a time, and what is marked of them zeroed.
+
+
+@intrinsic
+def _ones(typing: Any, bits: Any) -> Any:
+    """How many bits of a uint64 are set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
+
+
+@_inner
+def _run(start: int, stop: int, word: int) -> Any:
+    """The bits [start, stop) of a row of bits, as far as they lie in one of its words."""
+    first, last = max(start - 64 * word, 0), min(stop - 64 * word, 64)
+    return ~np.uint64(0) >> np.uint64(64 - (last - first)) << np.uint64(first)
+
+
+@_inner
+def _mark_block(marks: Any, row: int, wide: int, left: int, block: Any) -> int:
+    """Mark the block whose first element is `left` in `row`; return how many were not yet."""
+    bits, used = marks
+    fresh = 0
+    for i in range(block[0]):
+        top, bottom = row + i * wide, row + i * wide + block[1]
+        for group in range(top >> 6, (bottom + 63) >> 6):
+            used[group] |= _run(top, bottom, group)
+        for word in range(left >> 6, (left + block[2] + 63) >> 6):
+            ones = _run(left, left + block[2], word)
+            for at in range(top, bottom):
+                fresh += _ones(ones & ~bits[at, word])
+                bits[at, word] |= ones
+    return fresh
+
+
+@_inner
+def _mark_blocks(
+    marks: Any, scratch: Any, key: KeyWords, base: int, sizes: Any, block: Any, threshold: int
+) -> int:
+    """Mark what the draws from `base` on drop of the maps that there are bits for; count it."""
+    _, _, high, wide, long = sizes
+    bits, used = marks
+    places = (high - block[0] + 1, wide - block[1] + 1, long - block[2] + 1)
+    each = places[0] * places[1] * places[2]
+    total = bits.shape[0] // (high * wide) * each
+    least, u = _least(threshold), scratch[1]
+    bits[:], used[:] = 0, 0
+    marked = 0
+    top, after = 0, each  # the first row of a draw's map, and the first draw behind that map
+    for start in range(0, total, CHUNK):
+        count = min(CHUNK, total - start)
+        first = _draw(scratch, key, base + start, count, threshold)
+        for at in range(0, count, 64):
+            hits = _below64(u, first + at, least)
+            if count - at < 64:
+                hits &= (np.uint64(1) << np.uint64(count - at)) - np.uint64(1)
+            while hits:
+                draw = start + at + _lowest_bit(hits)
+                hits &= hits - np.uint64(1)
+                while draw >= after:  # the draws come in order: no division finds the map
+                    after += each
+                    top += high * wide
+                line = (draw - after + each) // places[2]
+                left = draw - after + each - line * places[2]
+                row = top + line // places[1] * (wide - places[1]) + line
+                marked += _mark_block(marks, row, wide, left, block)
+    return marked
+
+
+@intrinsic
+def _zero16(typing: Any, y: Any, at: Any, bits: Any) -> Any:
+    """Zero ``y[at + i]`` for each i in [0, 16) whose bit is set; no other element is touched."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        element = data.type.pointee
+        vector = ir.VectorType(element, 16)
+        mask = builder.bitcast(
+            builder.trunc(args[2], ir.IntType(16)), ir.VectorType(ir.IntType(1), 16)
+        )
+        place = builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer())
+        letter = "i" if isinstance(element, ir.IntType) else "f"
+        name = f"llvm.masked.store.v16{letter}{y.dtype.bitwidth}.p0"
+        kinds = [vector, vector.as_pointer(), ir.IntType(32), mask.type]
+        store = get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name)
+        align = ir.Constant(ir.IntType(32), y.dtype.bitwidth // 8)
+        builder.call(store, [ir.Constant(vector, None), place, align, mask])
+        return context.get_dummy_value()
+
+    return types.void(y, types.int64, types.uint64), codegen
+
+
+@_inner
+def _zero_rows(y: Array, at: int, width: int, marks: Any, top: int, stop: int) -> None:
+    """Zero what is marked of the rows [top, stop), which lie one after the other from `at` on."""
+    bits, used = marks
+    for group in range(top >> 6, (stop + 63) >> 6):
+        rows = used[group]
+        while rows:
+            row = 64 * group + _lowest_bit(rows)
+            rows &= rows - np.uint64(1)
+            for word in range(bits.shape[1]):
+                left, place = bits[row, word], at + (row - top) * width + 64 * word
+                while left:  # mostly once: a block is narrow
+                    first = _lowest_bit(left)
+                    _zero16(y, place + first, left >> np.uint64(first))
+                    left &= ~(np.uint64(0xFFFF) << np.uint64(first))
+
+
+@_inner
+def _zero_apart(y: Array, at: int, step: int, bits: Array, row: int) -> None:
+    """Zero what is marked of one row, whose elements lie `step` apart from `at` on."""
+    zero = y.dtype.type(0)
+    for word in range(bits.shape[1]):
+        left = bits[row, word]
+        while left:
+            y[at + (64 * word + _lowest_bit(left)) * step] = zero
+            left &= left - np.uint64(1)
+
+
+@_inner
+def _scale_piece(y: Array, x: Any, at: int, count: int, factor: Any) -> None:
+    if x is None:
+        _scale_all_in_place(y[at : at + count], factor)
+    else:
+        _scale_all(y[at : at + count], x[at : at + count], factor)
+
+
+@_inner
+def _apply_maps(y: Array, x: Any, at: int, sizes: Any, marks: Any, factor: Any) -> None:
+    """Scale and zero one sample whose maps lie one after the other."""
+    _, channels, high, wide, long = sizes
+    rows = marks[0].shape[0]
+    few = max(64, PIECE // long & ~63)  # whole groups of `used`
+    for again in range(channels * high * wide // rows):  # shared blocks: map by map
+        for top in range(0, rows, few):
+            stop = min(top + few, rows)
+            place = at + (again * rows + top) * long
+            _scale_piece(y, x, place, (stop - top) * long, factor)
+            _zero_rows(y, place, long, marks, top, stop)
+
+
+@_inner
+def _apply_pixels(y: Array, x: Any, at: int, sizes: Any, marks: Any, factor: Any) -> None:
+    """The same where the channels of a pixel are neighbours: one row of all maps at a time."""
+    _, channels, high, wide, long = sizes
+    bits, _ = marks
+    for row in range(high * wide):
+        place = at + row * long * channels
+        _scale_piece(y, x, place, long * channels, factor)
+        for channel in range(channels):
+            shown = channel * high * wide % bits.shape[0] + row
+            _zero_apart(y, place + channel, channels, bits, shown)
+
+
+@_inner
+def _marks(sizes: Any, shared: bool) -> tuple[Array, Array]:
+    """Room for the bits of one sample's maps, and for those of the rows that are used."""
+    _, channels, high, wide, long = sizes
+    rows = (1 if shared else channels) * high * wide
+    return np.empty((rows, (long + 63) // 64), np.uint64), np.empty((rows + 63) // 64, np.uint64)
+
+
+@_inner
+def _first_draw(sample: int, order: Any, maps: int, sizes: Any, block: Any) -> int:
+    """The first draw of a sample: `order` says which one it is of the whole batch."""
+    _, _, high, wide, long = sizes
+    each = (high - block[0] + 1) * (wide - block[1] + 1) * (long - block[2] + 1)
+    first: int = (order[0] + sample * order[1]) * maps * each
+    return first
+
+
+@_kernel
+def _blocks(
+    y: Array,
+    x: Any,
+    sizes: Any,
+    last: bool,
+    block: Any,
+    shared: bool,
+    order: Any,
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    part: Any,
+) -> None:
+    """DropBlock of whole samples; with a `scale` below 0 each is normalised by its own count."""
+    samples, channels, high, wide, long = sizes
+    scratch, marks, maps = _scratch(), _marks(sizes, shared), 1 if shared else channels
+    size = channels * high * wide * long
+    for sample in range(samples * part[0] // part[1], samples * (part[0] + 1) // part[1]):
+        base = _first_draw(sample, order, maps, sizes, block)
+        marked = _mark_blocks(marks, scratch, key, base, sizes, block, threshold)
+        factor = scale
+        if scale < 0:
+            kept = size - marked * (channels // maps)
+            factor = size / kept if kept else 0.0
+        if last:
+            _apply_pixels(y, x, sample * size, sizes, marks, _factor(y, factor))
+        else:
+            _apply_maps(y, x, sample * size, sizes, marks, _factor(y, factor))
+
+
+@_kernel
+def _block_counts(
+    out: Array,
+    sizes: Any,
+    block: Any,
+    shared: bool,
+    order: Any,
+    key: KeyWords,
+    threshold: int,
+) -> None:
+    """How many elements of each sample DropBlock drops."""
+    samples, channels, _, _, _ = sizes
+    scratch, marks, maps = _scratch(), _marks(sizes, shared), 1 if shared else channels
+    for sample in range(samples):
+        base = _first_draw(sample, order, maps, sizes, block)
+        marked = _mark_blocks(marks, scratch, key, base, sizes, block, threshold)
+        out[sample] = marked * (channels // maps)
+
+
+@_parallel_kernel
+def _blocks_parallel(
+    y: Array,
+    x: Any,
+    sizes: Any,
+    last: bool,
+    block: Any,
+    shared: bool,
+    order: Any,
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    parts: int,
+) -> None:
+    for part in prange(parts):
+        _blocks(y, x, sizes, last, block, shared, order, key, threshold, scale, (part, parts))
+
+
+# ---- DropConnect: weights ----------------------------------------------------------------------
+# A tile is a few rows of the weight, widened and padded with zeros to whole vectors. Its draws are
+# neighbours, for each sample again, and meet the products they decide in the same loop.
+
+_summing = _compiled(
+    no_cpython_wrapper=True, no_cfunc_wrapper=True, fastmath={"reassoc", "contract"}
+)
+
+
+@_summing
+def _dot(w: Array, x: Array, u: Array, least: Any) -> Any:
+    """The sum of products that are kept."""
+    total, zero = w.dtype.type(0), w.dtype.type(0)
+    for i in range(w.size):
+        total += w[i] * x[i] if u[i] >= least else zero
+    return total
+
+
+@_summing
+def _add_two(y: Array, a: Array, b: Array, g: Any, h: Any, u: Array, v: Array, least: Any) -> None:
+    """Add ``a * g`` and ``b * h`` where they are kept."""
+    zero = y.dtype.type(0)
+    for i in range(y.size):
+        total = y[i]
+        total += a[i] * g if u[i] >= least else zero
+        total += b[i] * h if v[i] >= least else zero
+        y[i] = total
+
+
+@_inner
+def _widen(out: Array, x: Array, at: int, count: int) -> None:
+    """Copy ``x[at : at + count]`` in the compute type; what lies behind it in `out` is left."""
+    for i in range(count):
+        out[i] = _wide(x[at + i])
+
+
+@_inner
+def _padded(count: int) -> int:
+    return (count + 63) & ~63
+
+
+@_inner
+def _tile_rows(outputs: int, inputs: int) -> int:
+    return max(1, min(outputs, CHUNK // inputs))
+
+
+@_kernel
+def _connect(
+    y: Array,
+    x: Array,
+    w: Array,
+    sizes: Any,
+    order: Any,
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    part: Any,
+) -> None:
+    """``y[n, o] = scale * sum_i keep(n, o, i) * w[o, i] * x[n, i]``."""
+    samples, outputs, inputs = sizes
+    scratch, least, factor = _scratch(), _least(threshold), y.dtype.type(scale)
+    u, rows = scratch[1], _tile_rows(outputs, inputs)
+    tile = np.zeros((rows, _padded(inputs)), y.dtype)
+    vector = np.zeros(_padded(inputs), y.dtype)
+    tiles = (outputs + rows - 1) // rows
+    loaded = -1
+    tasks = tiles * samples
+    for task in range(tasks * part[0] // part[1], tasks * (part[0] + 1) // part[1]):
+        top, sample = task // samples * rows, task % samples
+        high = min(rows, outputs - top)
+        if top != loaded:
+            loaded = top
+            for r in range(high):
+                _widen(tile[r], w, (top + r) * inputs, inputs)
+        _widen(vector, x, sample * inputs, inputs)
+        draw = ((order[0] + sample * order[1]) * outputs + top) * inputs
+        y[sample * outputs + top : sample * outputs + top + high] = 0
+        for start in range(0, inputs, CHUNK):  # once, but for rows of more than a chunk
+            count = min(CHUNK, inputs - start)
+            stop = _padded(start + count)
+            first = _draw(scratch, key, draw + start, high * count, threshold)
+            for r in range(high):
+                row, bytes_ = tile[r, start:stop], u[first + r * count :]
+                y[sample * outputs + top + r] += factor * _dot(
+                    row, vector[start:stop], bytes_, least
+                )
+
+
+@_kernel
+def _connect_back(
+    gx: Array,
+    gw: Array,
+    x: Array,
+    w: Array,
+    gy: Array,
+    sizes: Any,
+    order: Any,
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    part: Any,
+) -> None:
+    """Both gradients of `_connect`; every lane sums its part of `gx`, and so does each tile."""
+    samples, outputs, inputs = sizes
+    scratch, other, least = _scratch(), _scratch(), _least(threshold)
+    u, v, rows = scratch[1], other[1], _tile_rows(outputs, inputs)
+    width, dtype = _padded(inputs), gx.dtype
+    tile, sums = np.zeros((rows + 1, width), dtype), np.zeros((rows, width), dtype)
+    vectors, slopes = np.zeros((2, width), dtype), np.zeros((2, rows + 1), dtype)
+    tiles, lanes = (outputs + rows - 1) // rows, gx.shape[0]
+    for lane in range(lanes * part[0] // part[1], lanes * (part[0] + 1) // part[1]):
+        gx[lane] = 0
+        for top in range(tiles * lane // lanes * rows, tiles * (lane + 1) // lanes * rows, rows):
+            high = min(rows, outputs - top)
+            for r in range(high):
+                _widen(tile[r], w, (top + r) * inputs, inputs)
+            tile[high] = 0
+            sums[:] = 0
+            for sample in range(0, samples, 2):
+                pair = min(2, samples - sample)
+                vectors[1], slopes[:] = 0, 0
+                for k in range(pair):
+                    _widen(vectors[k], x, (sample + k) * inputs, inputs)
+                    for r in range(high):
+                        slope = _wide(gy[(sample + k) * outputs + top + r])
+                        slopes[k, r] = dtype.type(scale) * slope
+                draw = ((order[0] + sample * order[1]) * outputs + top) * inputs
+                after = draw + order[1] * outputs * inputs
+                for start in range(0, inputs, CHUNK):
+                    count = min(CHUNK, inputs - start)
+                    stop = _padded(start + count)
+                    first = _draw(scratch, key, draw + start, high * count, threshold)
+                    second = 0
+                    if pair == 2:
+                        second = _draw(other, key, after + start, high * count, threshold)
+                    for r in range(high):
+                        a = u[first + r * count :]
+                        b = v[second + r * count :] if pair == 2 else a
+                        _add_two(
+                            sums[r, start:stop],
+                            vectors[0, start:stop],
+                            vectors[1, start:stop],
+                            slopes[0, r],
+                            slopes[1, r],
+                            a,
+                            b,
+                            least,
+                        )
+                    for k in range(pair):
+                        bytes_ = u[first:] if k == 0 else v[second:]
+                        for r in range(0, high, 2):
+                            a = bytes_[r * count :]
+                            b = bytes_[(r + 1) * count :] if r + 1 < high else a
+                            _add_two(
+                                gx[lane, sample + k, start:stop],
+                                tile[r, start:stop],
+                                tile[r + 1, start:stop],
+                                slopes[k, r],
+                                slopes[k, r + 1],
+                                a,
+                                b,
+                                least,
+                            )
+            for r in range(high):
+                gw[(top + r) * inputs : (top + r + 1) * inputs] = sums[r, :inputs]
+
+
+@_parallel_kernel
+def _connect_parallel(
+    y: Array,
+    x: Array,
+    w: Array,
+    sizes: Any,
+    order: Any,
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    parts: int,
+) -> None:
+    for part in prange(parts):
+        _connect(y, x, w, sizes, order, key, threshold, scale, (part, parts))
+
+
+@_parallel_kernel
+def _connect_back_parallel(
+    gx: Array,
+    gw: Array,
+    x: Array,
+    w: Array,
+    gy: Array,
+    sizes: Any,
+    order: Any,
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    parts: int,
+) -> None:
+    for part in prange(parts):
+        _connect_back(gx, gw, x, w, gy, sizes, order, key, threshold, scale, (part, parts))
+
+
+# ---- plans ------------------------------------------------------------------------------------
+
+
 class _Loop(NamedTuple):
     serial: Callable[..., None]
     parallel: Callable[..., None]
@@ -1171,6 +1632,181 @@ def gaussian_flat(
         _gaussian(out, source, like, size, *key, sigma, 0, 1)
     else:
         _in_parallel(_gaussian_parallel, out, source, like, size, *key, sigma, parts)
+
+
+def drop_block(
+    out: Array,
+    x: Array,
+    sizes: Sizes,
+    block: Edges,
+    key: KeyWords,
+    threshold: int,
+    scale: float | None,
+    *,
+    shared: bool = False,
+    channels_last: bool = False,
+    order: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+) -> None:
+    """Write DropBlock of `x` to `out`: what no block covers times a factor, the rest +0.
+
+    Args:
+        out: contiguous array of one dimension; may be `x` itself.
+        x: array of the same size and dtype, as `dropout` takes it.
+        sizes: samples, channels and the map's three edges, each at least 1.
+        block: the block's three edges, at most the map's.
+        key: the four uint32 words of the key.
+        threshold: integer in [0, 2**32] of the rate at which a draw takes a block with it.
+        scale: the factor; None for each sample's own, its size over the number of its elements
+            that are kept, 0 if none is.
+        shared: whether a sample's channels share their blocks.
+        channels_last: whether the channels lie innermost in memory. The draws' order is the same.
+        order: the first sample's number, and the distance of neighbours, in the noise shape.
+        threads: the most threads to use; by default Numba's number.
+
+    Example:
+        >>> x = np.ones(8, np.float32)
+        >>> drop_block(x, x, (1, 1, 1, 1, 8), (1, 1, 3), (3, 0, 0, 0), 2**32 // 5, None)
+        >>> x
+        array([1.6, 1.6, 0. , 0. , 0. , 1.6, 1.6, 1.6], dtype=float32)
+    """
+    if threshold == ALL:
+        _drop_all(out, 0.0)
+        return
+    parts = min(_threads(out.size, threads), sizes[0])
+    source, factor = None if x is out else x, -1.0 if scale is None else scale
+    arguments = out, source, sizes, channels_last, block, shared, order, key, threshold, factor
+    if parts == 1:
+        _blocks(*arguments, (0, 1))
+    else:
+        _in_parallel(_blocks_parallel, *arguments, parts)
+
+
+def drop_block_counts(
+    out: npt.NDArray[np.int64],
+    sizes: Sizes,
+    block: Edges,
+    key: KeyWords,
+    threshold: int,
+    *,
+    shared: bool = False,
+    order: tuple[int, int] = (0, 1),
+) -> None:
+    """Write how many elements of each sample DropBlock drops.
+
+    Args:
+        out: int64 array, one number a sample.
+        sizes: as in `drop_block`.
+        block: likewise.
+        key: likewise.
+        threshold: likewise.
+        shared: likewise.
+        order: likewise.
+
+    Example:
+        >>> out = np.empty(1, np.int64)
+        >>> drop_block_counts(out, (1, 1, 1, 1, 8), (1, 1, 3), (3, 0, 0, 0), 2**32 // 5)
+        >>> out
+        array([3])
+    """
+    if threshold == ALL:
+        out[:] = math.prod(sizes[1:])
+    else:
+        _block_counts(out, sizes, block, shared, order, key, threshold)
+
+
+def drop_connect(
+    y: Array,
+    x: Array,
+    w: Array,
+    sizes: tuple[int, int, int],
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    *,
+    order: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+) -> None:
+    """Multiply by a weight of which each sample drops its own part.
+
+    Args:
+        y: contiguous array (N * O,) in the compute type, which is written:
+            ``scale * sum_i keep(n, o, i) * w[o, i] * x[n, i]``.
+        x: contiguous array (N * I,), its dtype as `dropout` takes it.
+        w: contiguous array (O * I,) of the same dtype.
+        sizes: N, O and I.
+        key: the four uint32 words of the key; the noise shape is (N, O, I).
+        threshold: integer in [0, 2**32].
+        scale: the factor of what is kept, rounded once to the compute type.
+        order: the first sample's number, and the distance of neighbours, in the noise shape.
+        threads: the most threads to use; by default Numba's number.
+
+    Example:
+        >>> y, x = np.empty(2, np.float32), np.ones(4, np.float32)
+        >>> drop_connect(y, x, np.ones(8, np.float32), (1, 2, 4), (0, 0, 0, 0), 2**31, 2.0)
+        >>> y
+        array([4., 6.], dtype=float32)
+    """
+    if threshold == ALL or x.size == 0 or y.size == 0:
+        y[:] = 0
+        return
+    parts = _threads(y.size * sizes[2], threads)
+    arguments = y, x, w, sizes, order, key, threshold, scale
+    if parts == 1:
+        _connect(*arguments, (0, 1))
+    else:
+        _in_parallel(_connect_parallel, *arguments, parts)
+
+
+def drop_connect_backward(
+    gx: Array,
+    gw: Array,
+    x: Array,
+    w: Array,
+    gy: Array,
+    sizes: tuple[int, int, int],
+    key: KeyWords,
+    threshold: int,
+    scale: float,
+    *,
+    order: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+) -> None:
+    """Write both gradients of `drop_connect`, from one drawing of the masks.
+
+    Args:
+        gx: contiguous array (N * I,) in the compute type.
+        gw: contiguous array (O * I,) in the compute type.
+        x: as in `drop_connect`.
+        w: likewise.
+        gy: contiguous array (N * O,) of the dtype of `x`, the gradient of `y`.
+        sizes: N, O and I.
+        key: the four uint32 words of the key.
+        threshold: integer in [0, 2**32].
+        scale: the factor of what is kept, rounded once to the compute type.
+        order: as in `drop_connect`.
+        threads: the most threads to use, of which LANES can work; by default Numba's number.
+
+    Example:
+        >>> gx, gw, x = np.empty(4), np.empty(4), np.ones(4)
+        >>> words = (0, 0, 0, 0)
+        >>> drop_connect_backward(gx, gw, x, x, np.ones(1), (1, 1, 4), words, 2**31, 2.0)
+        >>> gx, gw
+        (array([2., 2., 0., 0.]), array([2., 2., 0., 0.]))
+    """
+    samples, outputs, inputs = sizes
+    if threshold == ALL or gy.size == 0 or inputs == 0:
+        gx[:], gw[:] = 0, 0
+        return
+    lanes = min(LANES, -(-outputs // max(1, min(outputs, CHUNK // inputs))))
+    sums = np.empty((lanes, samples, -(-inputs // 64) * 64), gx.dtype)
+    parts = min(_threads(gy.size * inputs, threads), lanes)
+    arguments = sums, gw, x, w, gy, sizes, order, key, threshold, scale
+    if parts == 1:
+        _connect_back(*arguments, (0, 1))
+    else:
+        _in_parallel(_connect_back_parallel, *arguments, parts)
+    np.sum(sums[:, :, :inputs], axis=0, out=gx.reshape(samples, inputs))
 
 
 def normals(out: npt.NDArray[np.float32], key: KeyWords) -> None:

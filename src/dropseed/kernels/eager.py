@@ -33,22 +33,25 @@ def _call(key: Tensor, c0: Tensor, c1: Tensor) -> list[Tensor]:
     return _philox(counter, seed & _LOW, seed >> 32 & _LOW)
 
 
-def _bytes(key: Tensor, blocks: int, plane: int) -> Tensor:
-    """The bytes of one plane, sixteen for each of the first `blocks` blocks, in index order."""
-    block = torch.arange(blocks, device=key.device)
+def _bytes(key: Tensor, blocks: int, plane: int, first: int = 0) -> Tensor:
+    """The bytes of one plane, sixteen for each of `blocks` blocks from `first` on, in order."""
+    block = torch.arange(blocks, device=key.device) + first
     words = _call(key, block & _LOW, plane * 2**28 + (block >> 32))
     four = torch.stack(words, -1)  # after ten rounds every word has the shape of the blocks
     shifts = torch.arange(0, 32, 8, device=key.device)
     return (four[..., None] >> shifts & 0xFF).reshape(-1)
 
 
-def keep(key: Tensor, threshold: Tensor | int, shape: Sequence[int]) -> Tensor:
+def keep(
+    key: Tensor, threshold: Tensor | int, shape: Sequence[int], order: Sequence[int] = (0, 1)
+) -> Tensor:
     """The mask of a key, True where a value is kept.
 
     Args:
         key: int64 tensor, a 0-d seed or ``[seed, site + 2**32 * step]``.
         threshold: integer in [0, 2**32], or a 0-d int64 tensor of it.
         shape: the noise shape.
+        order: the number of the first row of draws, and the distance of neighbouring ones.
 
     Returns:
         Boolean tensor of `shape` on the key's device.
@@ -57,7 +60,37 @@ def keep(key: Tensor, threshold: Tensor | int, shape: Sequence[int]) -> Tensor:
         >>> keep(torch.tensor(0), 2**31, (8,)).int().tolist()
         [1, 1, 0, 0, 1, 1, 0, 1]
     """
-    return _integers(key, shape) >= threshold
+    start, stride = order
+    if start == 0 and stride == 1:
+        return _integers(key, shape) >= threshold
+    row = math.prod(shape[1:])
+    rows = max(shape[0] - 1, 0) * stride + 1
+    between = _integers(key, (rows * row,), start=start * row).reshape(rows, *shape[1:])
+    return between[::stride][: shape[0]] >= threshold
+
+
+def dilated(dropped: Tensor, block: Sequence[int]) -> Tensor:
+    """What blocks cover: each true element becomes a block of them, whose first one it was.
+
+    Args:
+        dropped: boolean tensor whose last dimensions are the places of blocks.
+        block: the block's edge in each of these dimensions.
+
+    Returns:
+        Boolean tensor, larger by ``edge - 1`` in each of the dimensions.
+
+    Example:
+        >>> dilated(torch.tensor([True, False, False]), (2,)).int()
+        tensor([1, 1, 0, 0], dtype=torch.int32)
+    """
+    for axis, edge in enumerate(reversed(block)):
+        around = [0, 0] * axis
+        moved = [
+            torch.nn.functional.pad(dropped, (*around, before, edge - 1 - before))
+            for before in range(edge)
+        ]
+        dropped = torch.stack(moved).any(0)
+    return dropped
 
 
 def uniform(key: Tensor, shape: Sequence[int]) -> Tensor:
@@ -174,12 +207,13 @@ def folds(key: Tensor, count: int) -> Tensor:
     return keys
 
 
-def _integers(key: Tensor, shape: Sequence[int], first: int = 0) -> Tensor:
-    """The 32-bit integer of each draw, from the four planes that begin with `first`."""
-    size = math.prod(shape)
-    blocks = (size + 15) // 16
-    u = sum(_bytes(key, blocks, first + plane) << (24 - 8 * plane) for plane in range(4))
-    return torch.as_tensor(u)[:size].reshape(tuple(shape))
+def _integers(key: Tensor, shape: Sequence[int], first: int = 0, start: int = 0) -> Tensor:
+    """The 32-bit integer of each draw from `start` on, by four planes that begin with `first`."""
+    size, skipped = math.prod(shape), start % 16
+    blocks = (skipped + size + 15) // 16
+    planes = [_bytes(key, blocks, first + plane, start // 16) for plane in range(4)]
+    u = sum(plane << shift for plane, shift in zip(planes, (24, 16, 8, 0), strict=True))
+    return torch.as_tensor(u)[skipped : skipped + size].reshape(tuple(shape))
 
 
 def apply(

@@ -121,8 +121,24 @@ def _check_name(variant: str, known: Collection[str]) -> None:
         raise InvalidValueError(f"`variant` must be one of {sorted(known)}; got {variant!r}.")
 
 
-def _block_edges(block_size: Shape | None, spatial: tuple[int, ...]) -> tuple[int, ...]:
-    """The block's edge for each spatial dimension, checked against the map that must hold it."""
+def block_edges(block_size: Shape | None, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """DropBlock's edge in each spatial dimension, checked against the map that must hold it.
+
+    Args:
+        block_size: one integer, or one for each dimension.
+        spatial: the map's size in each dimension.
+
+    Returns:
+        One integer for each dimension.
+
+    Raises:
+        TypeError: `block_size` holds something else than integers.
+        ValueError: an edge is below 1 or larger than the map, or their number is wrong.
+
+    Example:
+        >>> block_edges(3, (12, 12))
+        (3, 3)
+    """
     if block_size is None:
         raise InvalidValueError('`block_size` is needed for "drop_block": one integer a dimension.')
     edges = dimensions(block_size, "block_size")
@@ -144,6 +160,6 @@ def _block_shape(sizes: tuple[int, ...], block_size: Shape | None, shared: bool)
             '`variant` "drop_block" takes (N, C, L1, ..., Ld), at least 3 dimensions; '
             f"got {len(sizes)}."
         )
-    edges = _block_edges(block_size, sizes[2:])
+    edges = block_edges(block_size, sizes[2:])
     places = tuple(n - e + 1 for n, e in zip(sizes[2:], edges, strict=True))
     return (sizes[0], *places) if shared else (*sizes[:2], *places)
