@@ -22,6 +22,7 @@ from dropseed.torch import layers, paths
 from dropseed.torch.convert import Report, convert, revert, sites
 from dropseed.torch.keyed import KeyedLayer
 from dropseed.torch.schedule import set_rate
+from dropseed.torch.weights import drop_weights, remove
 
 
 class DropPath(nn.Module):
@@ -374,6 +375,221 @@ def test_locked_reads_the_layout_beside_it():
     assert all("(N, C, *)" in entry.reason for entry in report.not_replaced)
 
 
+def perceptron(drop=None):
+    drop = nn.Dropout(0.4) if drop is None else drop
+    return nn.Sequential(nn.Linear(8, 6), drop, nn.ReLU(), nn.Linear(6, 2))
+
+
+def names_of(net):
+    return [name for name, _ in net.named_modules()]
+
+
+def test_dropconnect_drops_the_weight_behind_the_layer(expected, same_bits):
+    net, x = perceptron(), torch.randn(5, 8)
+    twin, state = copy.deepcopy(net), list(net.state_dict())
+    report = convert(net, kind="dropconnect")
+    assert str(report).splitlines() == [
+        "replaced  was            is                   rate  site",
+        "1         torch.Dropout  dropseed.WeightDrop  0.4   2212294583",
+    ]
+    assert net[1] is net[3].drop_weights.weight
+    assert list(net.state_dict()) == state
+    assert sites(net) == crcs(["1"])
+    assert dst.set_key(net, 3, 4) == 1
+    twin[1], twin[3].weight.data = (
+        nn.Identity(),
+        expected(net[3].weight, 0.4, Key(3, step=4).at("1")),
+    )
+    for output in (net(x), twin(x)):
+        output.square().sum().backward()
+    assert same_bits(net(x), twin(x))
+    kept = twin[3].weight.grad * (twin[3].weight != 0) / 0.6
+    torch.testing.assert_close(net[3].weight.grad, kept)
+    assert same_bits(net[0].weight.grad, twin[0].weight.grad)
+    assert set_rate(net, 1.0) == 1
+    assert torch.equal(net(x), net[3].bias.expand(5, 2))
+    twin.load_state_dict(net.state_dict())
+    assert torch.equal(net.eval()(x), twin(x))
+
+
+LINEAR = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "after", "found"),
+    [
+        (nn.Dropout(), [LINEAR], 0),
+        (nn.Dropout(), [nn.ReLU(), nn.Flatten(), nn.Sequential(nn.MaxPool2d(2)), LINEAR], 3),
+        (nn.Dropout2d(), [CONV, LINEAR], 0),
+        (nn.AlphaDropout(), [nn.SELU(), nn.ConvTranspose1d(3, 3, 1)], 1),
+        (DropPath(0.5), [nn.modules.linear.NonDynamicallyQuantizableLinear(3, 3)], 0),
+        (nn.Dropout(), [], "nothing with weights follows it under its parent"),
+        (nn.Dropout(), [nn.ReLU(), nn.Softmax(-1)], "nothing with weights"),
+        (nn.Dropout(), [nn.BatchNorm1d(3), LINEAR], "torch.BatchNorm1d follows it, neither"),
+        (nn.Dropout(), [nn.PReLU(), LINEAR], "torch.PReLU follows it"),
+        (nn.Dropout(), [nn.LSTM(3, 3)], "torch.LSTM follows it"),
+        (nn.Dropout(), [nn.Sequential(LINEAR)], "torch.Sequential follows it"),
+        (nn.Dropout(), [nn.Bilinear(3, 3, 3)], "torch.Bilinear follows it"),
+        (nn.Dropout(), [nn.LazyLinear(3)], "the torch.LazyLinear that follows it isn't init"),
+        (nn.Dropout(), [dst.max_norm(nn.Linear(3, 3), 1)], "follows it is no parameter"),
+        (
+            nn.Dropout(),
+            [drop_weights(nn.Linear(3, 3), "weight", 0.5)],
+            "the weight of the torch.Linear that follows it is dropped already",
+        ),
+    ],
+)
+def test_dropconnect_where_the_weight_is_known(old, after, found):
+    net = copy.deepcopy(nn.Sequential(LINEAR, old, *after))
+    before = identities(net)
+    report = convert(net, kind="dropconnect")
+    if isinstance(found, int):
+        assert net[2 + found].drop_weights.weight is net[1]
+        assert [row.name for row in report.replaced] == ["1"]
+    else:
+        same(net, before)
+        assert not report.replaced
+        assert found in report.not_replaced[0].reason
+        assert report.not_replaced[0].name == "1"
+
+
+def test_dropconnect_with_children_that_are_none():
+    net = nn.Module()
+    net.drop = nn.Dropout()
+    net.register_module("gap", None)
+    net.linear = nn.Linear(3, 3)
+    assert convert(net, kind="dropconnect").replaced
+    assert net.linear.drop_weights.weight is net.drop
+
+
+def test_dropconnect_drops_a_weight_once():
+    net = nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.2), nn.Linear(3, 3))
+    report = convert(net, kind="dropconnect")
+    assert [row.name for row in report.replaced] == ["0"]
+    (entry,) = report.not_replaced
+    assert entry.name == "1"
+    assert "before it drops the weight of the torch.Linear already" in entry.reason
+    assert net[2].drop_weights.weight.p == 0.1
+    assert type(net[1]) is nn.Dropout
+
+
+def test_dropconnect_with_a_layer_in_two_places():
+    drop, linear = nn.Dropout(), nn.Linear(3, 3)
+    net = nn.Sequential(nn.Sequential(drop, nn.Linear(3, 3)), nn.Sequential(drop, nn.Linear(3, 3)))
+    assert "different layers" in convert(net, kind="dropconnect").not_replaced[0].reason
+    net = nn.Sequential(linear, nn.Sequential(drop, linear), nn.Sequential(drop, nn.ReLU(), linear))
+    report = convert(net, kind="dropconnect")
+    assert [row.name for row in report.replaced] == ["1.0"]
+    assert net[1][0] is net[2][0] is linear.drop_weights.weight
+    assert list(sites(net).values()) == [zlib.crc32(b"1.0")]
+    revert(net)
+    assert net[1][0] is net[2][0] is drop
+    assert not linear._modules
+
+
+def test_dropconnect_leaves_what_is_no_module_alone():
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    report = convert(net, kind="dropconnect")
+    assert [row.name for row in report.replaced] == ["dropout"]
+    assert net.linear2.drop_weights.weight is net.dropout
+    assert [entry.name for entry in report.not_replaced] == ["self_attn", "dropout1", "dropout2"]
+    net(torch.randn(2, 3, 8)).sum().backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropconnect_keeps_the_layer_s_mode_and_hooks(training):
+    net, calls = perceptron(), []
+    net[1].train(training)
+    handle = net[1].register_forward_hook(lambda *_: calls.append(1))
+    convert(net, kind="dropconnect", rate=1.0)
+    output = net(torch.ones(1, 8))[0]
+    assert torch.equal(output, net[3].bias) == training
+    assert calls == [1]
+    assert [m.training for m in net[3].modules()][-1] == training
+    revert(net)
+    assert net[1].training == training
+    handle.remove()
+    net(torch.ones(1, 8))
+    assert calls == [1]
+
+
+def test_dropconnect_changes_nothing_on_an_error():
+    net = nn.Sequential(perceptron(), perceptron())
+    before, names = identities(net), names_of(net)
+    for given in ({"0.1": 7, "1.1": 7}, {"0.3": 7}):
+        with pytest.raises(InvalidValueError):
+            convert(net, kind="dropconnect", sites=given)
+        same(net, before)
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+    convert(net, kind="dropconnect", sites={"0.1": 7})
+    assert sites(net) == {"0.1": 7, "1.1": zlib.crc32(b"1.1")}
+    revert(net)
+    assert names_of(net) == names
+
+
+@pytest.mark.parametrize(
+    "duplicate", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))]
+)
+def test_dropconnect_and_back(duplicate):
+    net = perceptron(Named("it"))
+    state = net.state_dict()
+    convert(net, kind="dropconnect", rate=0.5)
+    first = net[1]
+    assert not convert(net, kind="dropconnect").replaced
+    assert not convert(net).replaced
+    assert net[1] is first
+    net = duplicate(net)
+    assert net[1] is net[3].drop_weights.weight
+    dst.set_key(net, 1)
+    x = torch.randn(2, 8)
+    assert torch.equal(net(x), net(x))
+    net[1].p = 0.75
+    report = revert(net)
+    assert str(report).splitlines()[1].split()[:2] == ["1", "dropseed.WeightDrop"]
+    assert report.replaced[0].rate == 0.75
+    assert (type(net[1]), net[1].p, net[1].name) == (Named, 0.75, "it")
+    assert names_of(net) == names_of(perceptron())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+    assert net.state_dict().keys() == state.keys()
+    assert "nothing to revert" in str(revert(net))
+
+
+def test_dropconnect_and_back_after_changes():
+    net = perceptron()
+    old = net[1]
+    convert(net, kind="dropconnect")
+    remove(net[3])
+    assert torch.equal(net(torch.ones(1, 8)), net(torch.ones(1, 8)))
+    revert(net)
+    assert net[1] is old
+    convert(net, kind="dropconnect")
+    net[3] = nn.Linear(6, 3)
+    revert(net)
+    assert net[1] is old
+    convert(net, kind="dropconnect")
+    net[1] = nn.Identity()
+    revert(net)
+    assert type(net[1]) is nn.Identity
+    assert names_of(net) == names_of(perceptron())
+
+
+def test_revert_leaves_weights_that_drop_weights_drops():
+    net = perceptron()
+    drop_weights(net[0], "weight", 0.5)
+    convert(net, kind="dropconnect")
+    (entry,) = revert(net).not_replaced
+    assert entry.name == "0.drop_weights.weight"
+    assert "dropseed.torch.remove" in entry.reason
+    assert type(net[1]) is nn.Dropout
+    remove(net[0])
+    assert names_of(net) == names_of(perceptron())
+    convert(net, kind="dropconnect")
+    drop_weights(net[3], "bias", 0.5)
+    revert(net)
+    assert sites(net).keys() == {"3.drop_weights.bias"}
+    assert names_of(net[3]) == ["", "drop_weights", "drop_weights.bias"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -515,6 +731,20 @@ def test_a_model_that_is_already_compiled_and_used(compile_in_place):
     revert(call)
     assert not torch.equal(call(x), call(x))
     assert counter.frame_count <= 3  # the first one may fit again
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_dropconnect_inside_a_wrapper(wrap):
+    inner, x = perceptron(), torch.ones(2, 8)
+    net = WRAPPERS[wrap](inner)
+    net(x)  # what is compiled is compiled already
+    report = convert(net, kind="dropconnect", rate=1.0)
+    assert [row.name for row in report.replaced] == ["1"]
+    assert sites(net) == crcs(["1"])
+    assert torch.equal(net(x), inner[3].bias.expand(2, 2))
+    revert(net)
+    inner[1].p = 0.0
+    assert torch.equal(net(x), inner[3](torch.relu(inner[0](x))))
 
 
 def test_data_parallel_around_a_layer():

@@ -8,7 +8,7 @@ from dropseed import Key, Rate, keep
 from dropseed.kernels import cpu, eager
 from dropseed.mask.shard import whole
 from dropseed.torch import functional as ours
-from dropseed.torch import key_tensor, laws
+from dropseed.torch import key_tensor, launch
 
 KEYS = [Key(0), Key(1, 2, 3), Key(2**63, 2**31, 2**31), Key(2**64 - 1, 2**32 - 1, 2**32 - 1)]
 THRESHOLDS = [0, 1, 255, 2**24 - 1, 2**24, 2**31, 2**31 + 1, 3865470566, 2**32 - 1, 2**32]
@@ -68,8 +68,8 @@ def test_a_device_without_a_kernel(dtype, function, tensor_rate, key, same_bits,
             yield from (output, leaf.grad, in_place)
 
     wanted = list(results())
-    monkeypatch.setattr(laws, "_LIKE", {})
-    monkeypatch.setattr(laws, "_cpu_kernel", None)
+    monkeypatch.setattr(launch, "LIKE", {})
+    monkeypatch.setattr(launch, "cpu_kernel", None)
     for result, want in zip(results(), wanted, strict=True):
         assert same_bits(result.nan_to_num(7), want.nan_to_num(7))
         assert result.stride() == want.stride()

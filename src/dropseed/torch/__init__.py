@@ -11,6 +11,13 @@ from dropseed.torch import functional
 from dropseed.torch.concrete import ConcreteDropout, concrete_regularization
 from dropseed.torch.convert import convert, revert, sites
 from dropseed.torch.cutout import Cutout
+from dropseed.torch.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
+from dropseed.torch.drop_connect_layers import (
+    DropConnectConv1d,
+    DropConnectConv2d,
+    DropConnectConv3d,
+    DropConnectLinear,
+)
 from dropseed.torch.embedding import EmbeddingDropout
 from dropseed.torch.keyed import key_tensor, set_key
 from dropseed.torch.layer_drop import LayerDrop
@@ -34,11 +41,19 @@ from dropseed.torch.paths import DropPath, DropPathResidual, linear_depth
 from dropseed.torch.recurrent import RecurrentDropout, Zoneout
 from dropseed.torch.schedule import set_rate
 from dropseed.torch.tokens import PatchDropout, TokenDropout
+from dropseed.torch.weights import WeightDrop, drop_weights, remove
 
 __all__ = [
     "AlphaDropout",
     "ConcreteDropout",
     "Cutout",
+    "DropBlock1d",
+    "DropBlock2d",
+    "DropBlock3d",
+    "DropConnectConv1d",
+    "DropConnectConv2d",
+    "DropConnectConv3d",
+    "DropConnectLinear",
     "DropPath",
     "DropPathResidual",
     "Dropout",
@@ -58,15 +73,18 @@ __all__ = [
     "SpatialDropout2d",
     "SpatialDropout3d",
     "TokenDropout",
+    "WeightDrop",
     "Zoneout",
     "concrete_regularization",
     "constrain",
     "convert",
+    "drop_weights",
     "functional",
     "key_tensor",
     "linear_depth",
     "max_norm",
     "max_norm_",
+    "remove",
     "revert",
     "set_key",
     "set_rate",

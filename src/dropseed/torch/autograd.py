@@ -69,7 +69,7 @@ def route(input: Tensor) -> Callable[..., Tensor]:
 
 
 def _define(
-    name: str, schema: str, implementation: Callable[..., Tensor], fake: Callable[..., Tensor]
+    name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
 ) -> None:
     """Register an op of this library, for every device and for shapes alone."""
     name = f"dropseed::{name}"
@@ -90,6 +90,7 @@ def recomputed(
     fake: Callable[..., Tensor],
     setup: Callable[..., None],
     backward: Callable[..., Any],
+    kernel: Callable[..., Tensor] | None = None,
 ) -> Callable[..., Tensor]:
     """A function by the routes of `noise`, for an operation that keeps a key and not its draws.
 
@@ -100,16 +101,18 @@ def recomputed(
         fake: the same for shapes alone.
         setup: ``setup(ctx, inputs, output)`` keeps what `backward` needs, without the output.
         backward: ``backward(ctx, gradient)``, in torch operations too.
+        kernel: the operation by faster means, where autograd need not look through it.
 
     Returns:
         The function.
     """
-    _define(name, schema, compute, fake)
+    kernel = kernel or compute
+    _define(name, schema, kernel, fake)
     torch.library.register_autograd(f"dropseed::{name}", backward, setup_context=setup)
 
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         setup(ctx, inputs, None)
-        return compute(*inputs)
+        return kernel(*inputs)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = type(name.capitalize(), (torch.autograd.Function,), methods)
@@ -123,6 +126,81 @@ def recomputed(
         output: Tensor = routes[route(inputs[0])](*inputs)
         return output
 
+    return call
+
+
+def bilinear(
+    name: str,
+    numbers: str,
+    dense: Callable[..., Tensor],
+    product: Callable[..., Tensor],
+    gradients: Callable[..., tuple[Tensor, Tensor]],
+    shape: Callable[..., Sequence[int]],
+) -> Callable[..., Tensor]:
+    """A product of an input and a weight, parts of which drop out: by two of the routes.
+
+    With the gradient it makes a form that is linear in each of three tensors, so every derivative
+    is one of its two ops again: the product, or both gradients at once.
+
+    Args:
+        name: the product op's name in torch's library; that of the gradients ends in "_backward".
+        numbers: the arguments behind input, weight, key, threshold and scale, as a schema.
+        dense: the product in torch operations that autograd can look through, masks and all.
+        product: the product by faster means.
+        gradients: ``gradients(input, weight, gradient, *others)`` gives those of input and weight.
+        shape: ``shape(input, weight, *numbers)`` of the product.
+
+    Returns:
+        The function, of the arguments of the op.
+    """
+    ops, back = torch.ops.dropseed, f"{name}_backward"
+    others = f"Tensor key, Tensor threshold, Tensor scale, {numbers}"
+
+    def fake(
+        input: Tensor, weight: Tensor, key: Any, threshold: Any, scale: Any, *rest: Any
+    ) -> Any:
+        return input.new_empty(shape(input, weight, *rest))
+
+    def fake_back(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return input.new_empty(input.shape), weight.new_empty(weight.shape)
+
+    _define(name, f"(Tensor input, Tensor weight, {others}) -> Tensor", product, fake)
+    schema = f"(Tensor input, Tensor weight, Tensor gradient, {others}) -> (Tensor, Tensor)"
+    _define(back, schema, gradients, fake_back)
+
+    def call(*inputs: Any) -> Tensor:
+        by_mask = route(inputs[0]) is _by_mask
+        output: Tensor = dense(*inputs) if by_mask else getattr(ops, name)(*inputs)
+        return output
+
+    def call_back(input: Tensor, weight: Tensor, gradient: Tensor, *rest: Any) -> Any:
+        if route(gradient) is _by_mask:
+            pull = torch.func.vjp(lambda x, w: dense(x, w, *rest), input, weight)[1]
+            return pull(gradient)
+        return getattr(ops, back)(input, weight, gradient, *rest)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any, leading: int = 2) -> None:
+        ctx.numbers = inputs[leading + 3 :]
+        ctx.save_for_backward(*inputs[: leading + 3])
+
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        x, w, *rest = ctx.saved_tensors
+        none = [None] * (3 + len(ctx.numbers))
+        return *call_back(x, w, gradient, *rest, *ctx.numbers), *none
+
+    def backward_again(ctx: Any, to_x: Tensor, to_w: Tensor) -> tuple[Any, ...]:
+        x, w, gradient, *rest = ctx.saved_tensors
+        rest += ctx.numbers
+        to_gradient = call(to_x, w, *rest) + call(x, to_w, *rest)
+        return *call_back(to_x, to_w, gradient, *rest), to_gradient, *[None] * len(rest)
+
+    register = torch.library.register_autograd
+    register(f"dropseed::{name}", backward, setup_context=setup)
+    register(
+        f"dropseed::{back}",
+        backward_again,
+        setup_context=lambda ctx, inputs, output: setup(ctx, inputs, output, 3),
+    )
     return call
 
 
@@ -147,7 +225,9 @@ def _by_mask(input: Tensor, key: Tensor, law: Law, shared: tuple[int, ...]) -> T
     return laws.by_draws(law, input, draws)
 
 
-def _keep_fake(keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool) -> Tensor:
+def _keep_fake(
+    keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool, order: Sequence[int] = (0, 1)
+) -> Tensor:
     return keys.new_empty((*keys.shape[:batched], *shape), dtype=torch.bool)
 
 
@@ -156,7 +236,13 @@ def _normals_fake(keys: Tensor, shape: Sequence[int], batched: bool) -> Tensor:
 
 
 def _keep_vmap(
-    info: Any, in_dims: Any, keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool
+    info: Any,
+    in_dims: Any,
+    keys: Tensor,
+    threshold: Any,
+    shape: Sequence[int],
+    batched: bool,
+    order: Sequence[int] = (0, 1),
 ) -> tuple[Tensor, int]:
     """One mask for each example whose key or rate is its own; a batch of batches is flattened."""
     ops, keys = torch.ops.dropseed, _lead(info, keys, in_dims[0])
@@ -165,7 +251,8 @@ def _keep_vmap(
     if isinstance(threshold, Tensor):
         op, threshold = ops.keep_tensor_rate, _lead(info, threshold, in_dims[1])
         threshold = threshold.flatten(0, 1) if batched else threshold
-    masks: Tensor = op(keys.flatten(0, 1) if batched else keys, threshold, shape, True)
+    keys = keys.flatten(0, 1) if batched else keys
+    masks: Tensor = op(keys, threshold, shape, True, order)
     return (masks.reshape(*outer, *masks.shape[1:]) if batched else masks), 0
 
 
@@ -185,7 +272,9 @@ def _lead(info: Any, tensor: Tensor, dim: int | None) -> Tensor:
 
 
 for _name, _rate in (("keep", "int threshold"), ("keep_tensor_rate", "Tensor threshold")):
-    _schema = f"(Tensor keys, {_rate}, SymInt[] shape, bool batched) -> Tensor"
+    _schema = (
+        f"(Tensor keys, {_rate}, SymInt[] shape, bool batched, SymInt[] order=[0, 1]) -> Tensor"
+    )
     _define(_name, _schema, laws.draw_masks, _keep_fake)
     torch.library.register_vmap(f"dropseed::{_name}", _keep_vmap)
 

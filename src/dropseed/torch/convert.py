@@ -20,8 +20,16 @@ from dropseed.mask import Rate
 from dropseed.mask.key import integer, site_number
 from dropseed.torch.base import RateLayer
 from dropseed.torch.calls import functional_calls
-from dropseed.torch.counterparts import KINDS, counterpart, rate_name, replacement, shown
+from dropseed.torch.counterparts import (
+    KINDS,
+    counterpart,
+    rate_name,
+    reader,
+    replacement,
+    shown,
+)
 from dropseed.torch.keyed import KeyedLayer, Place, check_sites, named_layers, places, site_of
+from dropseed.torch.weights import WeightDrop, WeightDrops, attach, detach
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
@@ -97,10 +105,13 @@ def convert(
     Args:
         model: any module that isn't itself a dropout layer.
         kind: None to keep each layer's kind; or "dropout", "spatial", "alpha", "feature_alpha",
-            "gaussian", "locked" or "path" for all. For "spatial" the dimensions are those of a
-            `Dropout1d` to `Dropout3d`, or those of the convolution that the layer follows under
-            its parent. "locked" takes `batch_first` from a recurrent or attention layer beside it,
-            True if there is none.
+            "gaussian", "locked", "path" or "dropconnect" for all. For "spatial" the dimensions are
+            those of a `Dropout1d` to `Dropout3d`, or those of the convolution that the layer
+            follows under its parent. "locked" takes `batch_first` from a recurrent or attention
+            layer beside it, True if there is none. "dropconnect" drops the weight of the linear
+            layer or convolution that is registered after the layer, under its parent, with nothing
+            in between that has parameters: as `drop_weights` does, at the layer's rate. In the
+            layer's own place a `WeightDrop` passes on its input.
         rate: the rate of every replaced layer, in [0, 1]; None keeps each one's own.
         sites: site numbers, integers in [0, 2**32), of layers given by name, where the names' own
             numbers won't do.
@@ -132,12 +143,13 @@ def convert(
     given = _checked_sites(sites)
     calls: Callable[[type], list[tuple[str, str]]] = cache(functional_calls)
     swaps: list[tuple[list[Place], RateLayer]] = []
+    readers: dict[nn.Module, WeightDrop] = {}
     left: list[NotReplaced] = []
     for found in _grouped(model):
         name, module, parent, _ = found[0]
         if isinstance(module, KeyedLayer) or isinstance(parent, torch.jit.ScriptModule):
             continue
-        new = _replaceable(found, replacement(found, kind, new_rate))
+        new = _claimed(found, _replaceable(found, replacement(found, kind, new_rate)), readers)
         if isinstance(new, RateLayer):
             swaps.append((found, new))
         elif new is not None:
@@ -160,6 +172,8 @@ def convert(
     for name, layer in before:
         if name in given:
             layer.site = given[name]
+    for target, drop in readers.items():
+        attach(target, "weight", drop)
     numbers, replaced = dict(named), []
     for found, new in swaps:
         name, old, _, _ = found[0]
@@ -176,7 +190,8 @@ def revert(model: nn.Module) -> Report:
 
     What `convert` replaced comes back as the very module it was, with its settings, the mode and
     the hooks of now, and the rate of now where that was changed after the conversion. A dropseed
-    layer that was there before is replaced by its counterpart in torch.nn if it has one.
+    layer that was there before is replaced by its counterpart in torch.nn if it has one. What
+    `drop_weights` put there stays.
 
     Args:
         model: any module that isn't itself a dropout layer, compiled and wrapped ones too.
@@ -208,6 +223,7 @@ def revert(model: nn.Module) -> Report:
             swaps.append((found, module, old))
         else:
             left.append(NotReplaced(name, shown(type(module)), old))
+    detach(model, [module for _, module, _ in swaps])
     replaced = []
     for found, module, old in swaps:
         attribute = rate_name(old)
@@ -283,13 +299,23 @@ def _replaceable(found: list[Place], new: Any) -> Any:
     return new
 
 
+def _claimed(found: list[Place], new: Any, readers: dict[nn.Module, WeightDrop]) -> Any:
+    """The new layer, unless it would drop a weight that an earlier one drops."""
+    if not isinstance(new, WeightDrop):
+        return new
+    layer: Any = reader(found)
+    if readers.setdefault(layer, new) is new:
+        return new
+    return f"a dropout layer before it drops the weight of the {shown(type(layer))} already"
+
+
 def _swap(found: list[Place], new: nn.Module) -> None:
     old = found[0].module
     new.training = old.training
     for name in _HOOKS:  # the very dicts, so that handles given out before still remove hooks
         vars(new)[name] = vars(old)[name]
     for place in found:
-        if place.parent is not None:
+        if place.parent is not None and not isinstance(place.parent, WeightDrops):
             place.parent._modules[place.child] = new
 
 

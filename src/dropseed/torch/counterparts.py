@@ -7,7 +7,7 @@ the reason.
 from __future__ import annotations
 
 import re
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from dropseed.torch import layers
 from dropseed.torch.base import RateLayer
 from dropseed.torch.keyed import KeyedLayer, Place
 from dropseed.torch.paths import DropPath
+from dropseed.torch.weights import WeightDrop, why_not
 
 KINDS: dict[str, type[RateLayer]] = {
     "dropout": layers.Dropout,
@@ -30,6 +31,7 @@ KINDS: dict[str, type[RateLayer]] = {
     "gaussian": layers.GaussianDropout,
     "locked": layers.LockedDropout,
     "path": DropPath,
+    "dropconnect": WeightDrop,
 }
 _CHANNELS = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
 _SPATIAL = {1: layers.SpatialDropout1d, 2: layers.SpatialDropout2d, 3: layers.SpatialDropout3d}
@@ -99,6 +101,9 @@ def _built(found: list[Place], known: type, kind: str | None, rate: float) -> Ra
         if not isinstance(number, str):
             return "its input is (N, C, *), not (N, T, D)"
         return layers.LockedDropout(rate, inplace, batch_first=_batch_first(found[0]))
+    if cls is WeightDrop:
+        layer = reader(found)
+        return layer if isinstance(layer, str) else WeightDrop(rate)
     if cls is DropPath and known not in _OURS:
         mode = getattr(module, "mode", "row")
         if mode not in ("row", "batch"):
@@ -134,6 +139,29 @@ def _shaper_before(place: Place) -> nn.Module | None:
     return None
 
 
+def reader(found: list[Place]) -> nn.Module | str:
+    """The layer after a dropout layer whose weight can be dropped instead; or why there is none."""
+    layers = {_weighted_after(place) for place in found}
+    layer = layers.pop()
+    if layers:
+        return "its places are followed by different layers"
+    if layer is None:
+        return "nothing with weights follows it under its parent"
+    what = shown(type(layer))
+    if not isinstance(layer, nn.Linear | _ConvNd):
+        return f"{what} follows it, neither a linear layer nor a convolution"
+    reason = why_not(layer, "weight")
+    return layer if reason is None else f"the weight of the {what} that follows it {reason}"
+
+
+def _weighted_after(place: Place) -> nn.Module | None:
+    """The nearest module with parameters that is registered after a place, under its parent."""
+    beside = {} if place.parent is None else place.parent._modules
+    after = list(dropwhile(lambda name: name != place.child, beside))[1:]
+    modules = [beside[name] for name in after]
+    return next((m for m in modules if m is not None and any(True for _ in m.parameters())), None)
+
+
 def _batch_first(place: Place) -> bool:
     beside = () if place.parent is None else place.parent.children()
     return next((bool(m.batch_first) for m in beside if hasattr(m, "batch_first")), True)
@@ -141,6 +169,8 @@ def _batch_first(place: Place) -> bool:
 
 def counterpart(module: KeyedLayer) -> nn.Module | str:
     """A torch.nn layer that does what a dropseed layer does; or why there is none."""
+    if isinstance(module, WeightDrop):
+        return "it drops a weight, and dropseed.torch.remove takes it away"
     cls = _THEIRS.get(type(module))
     if cls is None or not isinstance(module, RateLayer):
         return "torch.nn has no such layer"

@@ -13,6 +13,8 @@ from dropseed.mask import Key
 from dropseed.torch import noise
 from dropseed.torch.concrete import concrete_dropout
 from dropseed.torch.cutout import cutout
+from dropseed.torch.drop_block import drop_block1d, drop_block2d, drop_block3d
+from dropseed.torch.drop_connect import drop_connect_conv, drop_connect_linear
 from dropseed.torch.embedding import embedding_dropout
 from dropseed.torch.multi_sample import multi_sample_dropout
 from dropseed.torch.paired import dropout_pair, r_drop_loss
@@ -24,6 +26,11 @@ __all__ = [
     "alpha_dropout",
     "concrete_dropout",
     "cutout",
+    "drop_block1d",
+    "drop_block2d",
+    "drop_block3d",
+    "drop_connect_conv",
+    "drop_connect_linear",
     "drop_path",
     "dropout",
     "dropout1d",

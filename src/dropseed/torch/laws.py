@@ -6,27 +6,17 @@ A law is a value that autograd's routes hand on: numbers, or 0-d tensors where t
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dropseed.errors import InvalidValueError
 from dropseed.kernels import eager
 from dropseed.mask.rate import ALL
-from dropseed.mask.shard import whole
-
-_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.uint16}
-_LIKE = {  # the CPU kernel's types: NumPy knows no bfloat16, and Numba no float16
-    torch.float32: np.empty(0, np.float32),
-    torch.float64: np.empty(0, np.float64),
-    torch.float16: np.empty(0, np.int16),
-    torch.bfloat16: np.empty(0, np.uint16),
-}
+from dropseed.mask.shard import part, whole
+from dropseed.torch import launch
 
 _draws = lru_cache(maxsize=4096)(whole)
 
@@ -139,13 +129,12 @@ def compute(law: Law, input: Tensor, key: Tensor, shared: tuple[int, ...], inpla
         >>> compute(Bernoulli(2**31, (2.0,)), torch.ones(4), torch.tensor(0), (), False)
         tensor([2., 2., 0., 0.])
     """
-    like = _LIKE.get(input.dtype)
-    if like is None or not input.is_cpu:
+    if not launch.has_kernel(input):
         output = by_draws(law, input, eager_draws(law, key, noise_shape(input, shared)))
         return input.copy_(output) if inplace else torch.empty_like(input).copy_(output)
-    launch, numbers = _launcher(law)
-    words, threads = _words(key.tolist()), torch.get_num_threads()
-    lazy = input.is_neg() or input._is_zerotensor()
+    kernel, numbers = _launcher(law)
+    words, threads = launch.key_words(key.tolist()), torch.get_num_threads()
+    lazy = launch.is_lazy(input)
     if lazy or shared or not input.is_contiguous():
         if isinstance(law, Gaussian):  # its kernel knows one order of memory
             output = compute(
@@ -155,13 +144,14 @@ def compute(law: Law, input: Tensor, key: Tensor, shared: tuple[int, ...], inpla
         return _compute_strided(input, words, numbers, shared, inplace, lazy, threads)
     output = input if inplace else torch.empty_like(input)
     at, source = output.data_ptr(), input.data_ptr()
-    launch(at, source, like, input.numel(), words, *numbers, threads=threads)
+    like = launch.LIKE[input.dtype]
+    kernel(at, source, like, input.numel(), words, *numbers, threads=threads)
     return output
 
 
 def _launcher(law: Law) -> tuple[Callable[..., None], tuple[Any, ...]]:
     """The CPU kernel of a law for contiguous tensors, and the law's numbers as it takes them."""
-    kernel = _cpu_kernel()
+    kernel = launch.cpu_kernel()
     if isinstance(law, Gaussian):
         sigma = float(law.sigma)
         if math.isinf(sigma):  # a tensor rate of 1
@@ -169,7 +159,7 @@ def _launcher(law: Law) -> tuple[Callable[..., None], tuple[Any, ...]]:
         return kernel.gaussian_flat, (sigma,)
     factors = law.factors
     scale = float(factors[0]) if len(factors) == 1 else tuple(float(f) for f in factors)
-    return kernel.dropout_flat, (_number(law.threshold), scale)
+    return kernel.dropout_flat, (launch.number(law.threshold), scale)
 
 
 def _compute_strided(
@@ -187,15 +177,24 @@ def _compute_strided(
     if inplace and dense:
         output = input
     source = input if dense else output.copy_(input)
-    y = _buffer(output)
-    x = y if source is output else _buffer(source)
+    y = launch.buffer(output)
+    x = y if source is output else launch.buffer(source)
     draws = _draws(input.shape, shared)
-    _cpu_kernel().dropout(y, x, draws, words, *numbers, threads=threads)
+    launch.cpu_kernel().dropout(y, x, draws, words, *numbers, threads=threads)
     return input.copy_(output) if inplace and not dense else output
 
 
-def draw_masks(keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool) -> Tensor:
-    """A mask of `shape`; if batched, one for each key, and each threshold if that is a tensor."""
+def draw_masks(
+    keys: Tensor,
+    threshold: Any,
+    shape: Sequence[int],
+    batched: bool,
+    order: Sequence[int] = (0, 1),
+) -> Tensor:
+    """A mask of `shape`; if batched, one for each key, and each threshold if that is a tensor.
+
+    `order` is the number of the first row of draws and the distance of neighbouring ones.
+    """
     batch = keys if batched else keys[None]
     thresholds = (
         threshold if batched and isinstance(threshold, Tensor) else [threshold] * len(batch)
@@ -203,12 +202,16 @@ def draw_masks(keys: Tensor, threshold: Any, shape: Sequence[int], batched: bool
     out = torch.empty((len(batch), *shape), dtype=torch.bool, device=keys.device)
     if keys.device.type != "cpu":
         for mask, key, one in zip(out, batch, thresholds, strict=True):
-            mask.copy_(eager.keep(key, one, shape))
+            mask.copy_(eager.keep(key, one, shape, order))
     else:
-        kernel, buffer, draws = _cpu_kernel(), out.numpy(), _draws(tuple(shape))
+        kernel, buffer = launch.cpu_kernel(), out.numpy()
+        plain = tuple(order) == (0, 1)
+        draws = _draws(tuple(shape)) if plain else part(tuple(shape), *order)
         for i, (key, one) in enumerate(zip(batch.tolist(), thresholds, strict=True)):
             threads = torch.get_num_threads()
-            kernel.keep(buffer[i, ...], draws, _words(key), _number(one), threads=threads)
+            kernel.keep(
+                buffer[i, ...], draws, launch.key_words(key), launch.number(one), threads=threads
+            )
     return out if batched else out[0]
 
 
@@ -218,39 +221,8 @@ def draw_normals(keys: Tensor, shape: Sequence[int], batched: bool) -> Tensor:
     out = torch.empty((len(batch), math.prod(shape)), dtype=torch.float32, device=keys.device)
     for row, key in zip(out, batch, strict=True):
         if keys.device.type == "cpu":
-            _cpu_kernel().normals(row.numpy(), _words(key.tolist()))
+            launch.cpu_kernel().normals(row.numpy(), launch.key_words(key.tolist()))
         else:
             row.copy_(eager.gaussian(key, row.shape))
     out = out.reshape(len(batch), *shape)
     return out if batched else out[0]
-
-
-def _buffer(tensor: Tensor) -> Any:
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    bits = _BITS.get(tensor.dtype)
-    return (tensor if bits is None else tensor.view(bits)).numpy()
-
-
-def _cpu_kernel() -> Any:
-    """`kernels.cpu`, imported at the first call: Numba takes half a second."""
-    kernel = sys.modules.get("dropseed.kernels.cpu")
-    if kernel is None:
-        from dropseed.kernels import cpu as kernel
-    return kernel
-
-
-def _words(key: int | list[int]) -> tuple[int, int, int, int]:
-    seed, place = (key, 0) if isinstance(key, int) else key
-    low = 0xFFFFFFFF
-    return seed & low, seed >> 32 & low, place & low, place >> 32 & low
-
-
-def _number(threshold: Tensor | int) -> int:
-    number = int(threshold)
-    if not 0 <= number <= ALL:  # a tensor rate is first seen here
-        raise InvalidValueError(
-            "`p` must be in [0, 1]; got a tensor that is not. "
-            "It is the fraction dropped, not the fraction kept."
-        )
-    return number

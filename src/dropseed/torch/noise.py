@@ -14,8 +14,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.kernels import eager
 from dropseed.mask import Factors, Key, Rate
+from dropseed.mask.key import integer
 from dropseed.mask.rate import ALL
-from dropseed.torch import autograd
+from dropseed.mask.shard import INDEX_END
+from dropseed.torch import autograd, launch
 from dropseed.torch.keyed import key_tensor
 from dropseed.torch.laws import Bernoulli, Gaussian, Law
 
@@ -110,9 +112,23 @@ def _drop_with_tensor_rate(
     kept = 1 - rate
     if not training:
         return _multiply(input, kept, inplace) if scaling == "original" else input
-    one = 1 + 0 * rate
-    scale = torch.where(kept == 0, 0.0, 1 / kept) if scaling == "inverted" else one
-    return _noise(input, key_for(key, input), Bernoulli(threshold, (scale,)), shared, inplace)
+    law = Bernoulli(threshold, (_tensor_scale(kept, scaling),))
+    return _noise(input, key_for(key, input), law, shared, inplace)
+
+
+def _tensor_scale(kept: Tensor, scaling: str) -> Tensor:
+    if scaling == "inverted":
+        return torch.where(kept == 0, 0.0, 1 / kept)
+    return 1 + 0 * kept
+
+
+def numbers(p: float | Tensor, scaling: str) -> tuple[Tensor, Tensor]:
+    """The threshold and the survivors' factor of a checked rate, as 0-d tensors."""
+    if isinstance(p, Tensor):
+        threshold, in_force = tensor_threshold(p)
+        return threshold, _tensor_scale(1 - in_force, scaling)
+    rate, factors = _strength(p, scaling)
+    return torch.tensor(rate.threshold), torch.tensor(factors.training, dtype=torch.float64)
 
 
 def alpha(
@@ -184,22 +200,23 @@ def _gaussian_law(threshold: Any, rate: Any) -> Law:
 
 
 def _noise(input: Tensor, key: Tensor, law: Law, shared: tuple[int, ...], inplace: bool) -> Tensor:
-    if input.is_nested or input.layout is not torch.strided:
-        raise InvalidTypeError(
-            f"`input` must be a dense tensor; got a nested one or layout {input.layout}. "
-            "A mask is defined by an element's place in a dense shape."
-        )
+    check_dense(input)
     return autograd.noise(input, key, law, shared, inplace)
 
 
 def _tensor_rate(p: Tensor) -> tuple[Tensor, Tensor]:
-    """The threshold and the rate in force of a rate that is a tensor.
+    """The threshold and the rate in force of a rate that is a tensor."""
+    _check_tensor_rate(p)
+    return tensor_threshold(p)
+
+
+def tensor_threshold(p: Tensor) -> tuple[Tensor, Tensor]:
+    """The threshold and the rate in force of a checked rate that is a tensor.
 
     It is never read back, so that nothing compiles anew or synchronises. Outside [0, 1] the
     threshold is -1, which a kernel that can read it refuses, and the rate NaN, which shows where
     none can.
     """
-    _check_tensor_rate(p)
     valid = (p >= 0) & (p <= 1)
     threshold = torch.where(valid, (p.double() * ALL).round(), -1).to(torch.int64)
     return threshold, torch.where(valid, threshold.double() / ALL, torch.nan)
@@ -228,6 +245,22 @@ def check_input(input: Any, name: str = "input") -> None:
         raise InvalidTypeError(
             f"`{name}` must be a floating-point tensor; got {input.dtype}. Call .float() first."
         )
+
+
+def check_dense(input: Tensor) -> None:
+    """Refuse sparse and nested tensors."""
+    if input.is_nested or input.layout is not torch.strided:
+        raise InvalidTypeError(
+            f"`input` must be a dense tensor; got a nested one or layout {input.layout}. "
+            "A mask is defined by an element's place in a dense shape."
+        )
+
+
+def checked_shard(shard: Any) -> tuple[int, int]:
+    """Which samples of a larger batch an input has: the first one's number, and the distance."""
+    if not isinstance(shard, tuple) or len(shard) != 2:
+        raise InvalidValueError(f"`shard` must be (start, stride); got {shard!r}.")
+    return integer(shard[0], "shard[0]", 0, INDEX_END), integer(shard[1], "shard[1]", 1, INDEX_END)
 
 
 def checked_rate(p: Any, name: str = "p") -> Rate:
@@ -295,6 +328,19 @@ def key_for(key: Key | Tensor | None, input: Tensor) -> Tensor:
             f"got {key.dtype} of shape {tuple(key.shape)}."
         )
     return key.to(input.device)
+
+
+def two_words(key: Tensor) -> Tensor:
+    """A key or a seed as the two words of a key."""
+    return key if key.dim() == 1 else torch.stack((key, torch.zeros_like(key)))
+
+
+def folded(key: Tensor, n: int) -> Tensor:
+    """The n-th key derived from a key's tensor form or a seed."""
+    plain = key.is_cpu and autograd.is_eager(key)
+    return (
+        launch.fold(key, n) if plain else eager.fold(key, n)
+    )  # the latter is 200 small operations
 
 
 def _zero_key(input: Tensor) -> Tensor:

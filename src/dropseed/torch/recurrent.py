@@ -82,8 +82,8 @@ def recurrent_dropout(
     noise.check_scaling(scaling)
     hidden_key, input_key = key, key
     if training and (noise.draws(p) or noise.draws(input_p)):
-        hidden_key = _two_words(noise.key_for(key, input))
-        input_key = eager.fold(hidden_key, 1) if noise.draws(input_p) else hidden_key
+        hidden_key = noise.two_words(noise.key_for(key, input))
+        input_key = noise.folded(hidden_key, 1) if noise.draws(input_p) else hidden_key
     dropped = noise.drop(input, input_p, training, False, input_key, scaling, (time,))
     outputs = []
     for x in dropped.unbind(time):
@@ -218,7 +218,7 @@ def zoneout(
         return eager.scaled(previous, 1 - kept) + eager.scaled(new, kept)
     if key is None and not noise.draws(p):
         key = Key(0)  # every draw of any key drops
-    key = _two_words(noise.key_for(key, new))
+    key = noise.two_words(noise.key_for(key, new))
     # A copy of a rate that is a tensor, since it may be written anew before backward.
     rate = (0.0, p.clone()) if isinstance(p, Tensor) else (float(p), None)
     return _zone(new, previous, key, *rate)
@@ -361,10 +361,6 @@ class Zoneout(KeyedLayer):
 
 
 # ---- what they share -------------------------------------------------------------------------
-
-
-def _two_words(key: Tensor) -> Tensor:
-    return key if key.dim() == 1 else torch.stack((key, torch.zeros_like(key)))
 
 
 def _hidden(state: State) -> Tensor:

@@ -1,0 +1,540 @@
+"""DropBlock: contiguous regions of feature maps, by kernels that draw the few blocks there are.
+
+Backward draws them again: what is kept is the key, and under a functorch transform the mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import index
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
+
+from dropseed.errors import InvalidValueError
+from dropseed.kernels import eager
+from dropseed.mask import Key, Rate
+from dropseed.mask.block import STEPS, coverage, exact_gamma, gamma_factor, kept_fraction
+from dropseed.mask.rate import ALL
+from dropseed.mask.shape import block_edges
+from dropseed.mask.shard import dimensions
+from dropseed.torch import autograd, launch, noise
+from dropseed.torch.base import RateLayer
+
+NORMALIZATIONS = ("sample", "batch", "expectation")
+_AXES = ("", "L", "H, W", "D, H, W")
+
+
+@noise.overridable
+def drop_block1d(
+    input: Tensor,
+    p: float | Tensor = 0.1,
+    block_size: int | Sequence[int] = 7,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    shared: bool = False,
+    exact: bool = False,
+    normalization: str = "sample",
+    shard: tuple[int, int] = (0, 1),
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Drop stretches of `block_size` steps of a sequence's channels; see `drop_block2d`.
+
+    Args:
+        input: (N, C, L) or (C, L).
+        p: as in `drop_block2d`, as are the other arguments.
+        block_size: the length of a block, from 1 to L.
+        training: whether to drop.
+        inplace: whether to overwrite the input.
+        key: a `dropseed.Key` or its tensor form; by default a seed is drawn.
+        shared: whether the channels share their blocks.
+        exact: whether gamma is solved for.
+        normalization: "sample", "batch" or "expectation".
+        shard: which samples of a larger batch these are.
+        group: the processes that share a batch.
+
+    Returns:
+        As `drop_block2d` does.
+
+    Raises:
+        TypeError, ValueError: as `drop_block2d` does.
+
+    Example:
+        >>> from dropseed import Key
+        >>> drop_block1d(torch.ones(1, 1, 8), 0.4, 3, key=Key(3))
+        tensor([[[1.6000, 1.6000, 0.0000, 0.0000, 0.0000, 1.6000, 1.6000, 1.6000]]])
+    """
+    return _drop_block(
+        1, input, p, block_size, training, inplace, key, shared, exact, normalization, shard, group
+    )
+
+
+@noise.overridable
+def drop_block2d(
+    input: Tensor,
+    p: float | Tensor = 0.1,
+    block_size: int | Sequence[int] = 7,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    shared: bool = False,
+    exact: bool = False,
+    normalization: str = "sample",
+    shard: tuple[int, int] = (0, 1),
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Drop square regions of feature maps, and scale what is left.
+
+    Ghiasi, Lin and Le 2018, "DropBlock: a regularization method for convolutional networks",
+    algorithm 1. Each place where a whole block fits has a draw, and takes a block with it at the
+    rate gamma. By the paper's formula (equation 1) that is a little less than `p` in all, since
+    blocks overlap; ``exact=True`` solves for the gamma at which the fraction dropped is `p`.
+
+    Args:
+        input: floating-point tensor (N, C, H, W) or (C, H, W), of any strides.
+        p: the fraction dropped, in [0, 1]: a number, or a 0-d tensor, with which a rate that
+            changes compiles once (the paper's grows from 0).
+        block_size: the block's edge, odd or even, or (height, width); each from 1 to the map's.
+        training: whether to drop. Without it the input itself is returned.
+        inplace: whether to overwrite the input.
+        key: a `dropseed.Key` or its tensor form: the call is then a pure function of it.
+        shared: whether the channels of a sample share their blocks, as in the authors' code.
+        exact: whether gamma is solved for, overlaps and borders included.
+        normalization: what the rest is multiplied by: "sample" (a sample's size over the number of
+            its elements that are kept: the same under any split of the batch), "batch" (the
+            same over the whole batch, as in the paper), or "expectation" (one over the fraction
+            that is kept on average).
+        shard: ``(start, stride)`` of the samples in a larger batch: sample n of the input is
+            number ``start + stride * n``.
+        group: the processes over which "batch" counts, each of which must make the call; backward
+            counts again.
+
+    Returns:
+        Tensor of the input's shape, type and strides. A dropped element is +0, also where the
+        input is NaN or infinite. Where nothing is left of a sample, or of the batch, all is 0.
+
+    Raises:
+        TypeError: `input` is no floating-point tensor, `p` no number, `block_size` no integer, or
+            `key` no key.
+        ValueError: `input` has another rank, `p` is outside [0, 1], a block doesn't fit into the
+            map, `normalization` is unknown, or "batch" and a shard come without a group.
+
+    Example:
+        >>> from dropseed import Key
+        >>> drop_block2d(torch.ones(1, 1, 4, 6), 0.2, 2, key=Key(5))
+        tensor([[[[1.2000, 1.2000, 1.2000, 1.2000, 1.2000, 1.2000],
+                  [1.2000, 1.2000, 0.0000, 0.0000, 1.2000, 1.2000],
+                  [1.2000, 1.2000, 0.0000, 0.0000, 1.2000, 1.2000],
+                  [1.2000, 1.2000, 1.2000, 1.2000, 1.2000, 1.2000]]]])
+    """
+    return _drop_block(
+        2, input, p, block_size, training, inplace, key, shared, exact, normalization, shard, group
+    )
+
+
+@noise.overridable
+def drop_block3d(
+    input: Tensor,
+    p: float | Tensor = 0.1,
+    block_size: int | Sequence[int] = 7,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    key: Key | Tensor | None = None,
+    shared: bool = False,
+    exact: bool = False,
+    normalization: str = "sample",
+    shard: tuple[int, int] = (0, 1),
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Drop cubes of volumes' feature maps; see `drop_block2d`.
+
+    Args:
+        input: (N, C, D, H, W) or (C, D, H, W).
+        p: as in `drop_block2d`, as are the other arguments.
+        block_size: the cube's edge, or (depth, height, width).
+        training: whether to drop.
+        inplace: whether to overwrite the input.
+        key: a `dropseed.Key` or its tensor form; by default a seed is drawn.
+        shared: whether the channels share their blocks.
+        exact: whether gamma is solved for.
+        normalization: "sample", "batch" or "expectation".
+        shard: which samples of a larger batch these are.
+        group: the processes that share a batch.
+
+    Returns:
+        As `drop_block2d` does.
+
+    Raises:
+        TypeError, ValueError: as `drop_block2d` does.
+
+    Example:
+        >>> from dropseed import Key
+        >>> output = drop_block3d(torch.ones(1, 1, 4, 4, 4), 0.3, 2, key=Key(0))
+        >>> int((output == 0).sum())
+        16
+    """
+    return _drop_block(
+        3, input, p, block_size, training, inplace, key, shared, exact, normalization, shard, group
+    )
+
+
+def _drop_block(
+    rank: int,
+    input: Tensor,
+    p: float | Tensor,
+    block_size: int | Sequence[int],
+    training: bool,
+    inplace: bool,
+    key: Key | Tensor | None,
+    shared: bool,
+    exact: bool,
+    normalization: str,
+    shard: tuple[int, int],
+    group: dist.ProcessGroup | None,
+) -> Tensor:
+    noise.check_input(input)
+    noise.check_dense(input)
+    noise.check_rate(p)
+    _check_normalization(normalization)
+    order = noise.checked_shard(shard)
+    if input.dim() not in (rank + 1, rank + 2):
+        axes = f"(N, C, {_AXES[rank]}) or (C, {_AXES[rank]})"
+        raise InvalidValueError(f"`input` must be {axes}; got shape {tuple(input.shape)}.")
+    if normalization == "batch" and order != (0, 1) and group is None:
+        raise InvalidValueError(
+            f'`normalization` "batch" under the shard {order} must have a `group` to count over. '
+            'Give one, or use "sample" or "expectation", which need none.'
+        )
+    sizes = tuple(index(size) for size in input.shape[-rank:])  # gamma needs them: no symbols
+    edges = block_edges(block_size, sizes) if input.numel() else ()  # empty maps hold no block
+    if not training or input.numel() == 0 or (not isinstance(p, Tensor) and p == 0):
+        return input
+    threshold, scale = _strength(p, sizes, edges, exact)
+    if not isinstance(threshold, Tensor) and threshold == ALL:
+        key = Key(0)  # every draw of any key drops
+    batch = input if input.dim() == rank + 2 else input.unsqueeze(0)
+    output = _blocks(
+        batch,
+        noise.key_for(key, input),
+        torch.as_tensor(threshold),
+        torch.as_tensor(scale, dtype=torch.float64),
+        edges,
+        shared,
+        normalization,
+        "" if group is None else group.group_name,
+        order,
+    )
+    output = output if batch is input else output.squeeze(0)
+    return input.copy_(output) if inplace else output
+
+
+# ---- gamma -----------------------------------------------------------------------------------
+
+
+def _strength(
+    p: float | Tensor, sizes: tuple[int, ...], edges: tuple[int, ...], exact: bool
+) -> tuple[Any, Any]:
+    """Gamma's threshold, and one over the fraction that is kept on average."""
+    if not isinstance(p, Tensor):
+        rate = noise.checked_rate(p).value.as_integer_ratio()  # which the compiler keeps as numbers
+        strength: tuple[int, float] = _number_strength(rate, sizes, edges, exact)
+        return strength
+    covered = coverage(sizes, edges)
+    gamma = _tensor_gamma(p.double(), covered) if exact else p * gamma_factor(sizes, edges)
+    threshold, gamma = noise.tensor_threshold(torch.where((p >= 0) & (p <= 1), gamma, torch.nan))
+    kept = sum(weight * (1 - gamma) ** places for places, weight in covered.items())
+    return threshold, torch.where(gamma == 1, 0.0, 1 / torch.as_tensor(kept))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _number_strength(*numbers: Any) -> tuple[int, float]:
+    return _cached_strength(*numbers)
+
+
+@lru_cache(maxsize=1024)
+def _cached_strength(
+    ratio: tuple[int, int], sizes: tuple[int, ...], edges: tuple[int, ...], exact: bool
+) -> tuple[int, float]:
+    covered, rate = coverage(sizes, edges), ratio[0] / ratio[1]
+    gamma = exact_gamma(rate, covered) if exact else rate * gamma_factor(sizes, edges)
+    threshold = Rate(gamma).threshold
+    kept = kept_fraction(threshold / ALL, covered)
+    return threshold, 1 / kept if kept else 0.0
+
+
+def _tensor_gamma(p: Tensor, covered: dict[int, float]) -> Tensor:
+    """`exact_gamma` in tensors: the same steps, all of them."""
+    if covered.keys() == {1}:
+        return p
+    places, weights = (
+        torch.tensor(list(numbers), dtype=torch.float64, device=p.device)
+        for numbers in (covered.keys(), covered.values())
+    )
+    at = torch.zeros_like(p)
+    for _ in range(STEPS):
+        terms = weights * torch.exp(-places * at)
+        total = terms.sum()
+        at = at + (total.log() - torch.log1p(-p)) * total / (places * terms).sum()
+    return torch.where((p == 0) | (p == 1), p, -torch.expm1(-at))
+
+
+# ---- the routes ------------------------------------------------------------------------------
+
+
+def _dense(
+    input: Tensor,
+    key: Tensor,
+    threshold: Tensor,
+    scale: Tensor,
+    block: Sequence[int],
+    shared: bool,
+    normalization: str,
+    group: str,
+    order: Sequence[int],
+) -> Tensor:
+    """The paper's picture in torch operations: a mask of the input's size, and a factor."""
+    n, channels, *sizes = input.shape
+    places = [size - edge + 1 for size, edge in zip(sizes, block, strict=True)]
+    shape = [n, *places] if shared else [n, channels, *places]
+    draws = torch.ops.dropseed.keep_tensor_rate(key, threshold, shape, False, order)
+    mask = ~eager.dilated(~draws, block)
+    mask = mask.unsqueeze(1).expand(input.shape) if shared else mask
+    if normalization == "expectation":
+        return eager.apply(input, mask, scale)
+    counts = mask.flatten(1).sum(1)
+    factor = _factor(counts, math.prod(input.shape[1:]), normalization, group)
+    return eager.apply(input, mask, factor.reshape(-1, *[1] * (input.dim() - 1)))
+
+
+def _factor(counts: Tensor, size: int, normalization: str, group: str) -> Tensor:
+    """What is left is multiplied by, for each sample or for all: the size over what is kept."""
+    sizes = torch.full_like(counts, size)
+    if normalization == "batch":
+        both = torch.stack((counts.sum(), sizes.sum()))
+        if group:
+            groups: Any = dist.distributed_c10d
+            dist.all_reduce(both, group=groups._resolve_process_group(group))
+        counts, sizes = both.unbind()
+    # Two tensors: torch divides a number by a tensor less exactly.
+    return torch.where(counts == 0, 0.0, sizes.double() / counts.double())
+
+
+def _kernel(
+    input: Tensor,
+    key: Tensor,
+    threshold: Tensor,
+    scale: Tensor,
+    block: Sequence[int],
+    shared: bool,
+    normalization: str,
+    group: str,
+    order: Sequence[int],
+) -> Tensor:
+    """The CPU kernel where there is one for the input, else the picture."""
+    output = torch.empty_like(input)
+    if not launch.has_kernel(input):
+        others = threshold, scale, block, shared, normalization, group, order
+        return output.copy_(_dense(input, key, *others))
+    n, channels, *sizes = input.shape
+    thin = [1] * (3 - len(sizes))
+    shape, edges = (n, channels, *thin, *sizes), (*thin, *block)
+    words, number = launch.key_words(key.tolist()), launch.number(threshold)
+    options: dict[str, Any] = {"shared": shared, "order": tuple(order)}
+    factor = float(scale) if normalization == "expectation" else None
+    if normalization == "batch":
+        dropped = torch.empty(n, dtype=torch.int64)
+        launch.cpu_kernel().drop_block_counts(
+            dropped.numpy(), shape, edges, words, number, **options
+        )
+        size = math.prod(input.shape[1:])
+        factor = float(_factor(size - dropped, size, normalization, group))
+    last = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()
+    rows = launch.contiguous(input.movedim(1, -1) if last else input)
+    direct = output.stride() == (input.stride() if last else rows.stride())
+    target = (output.movedim(1, -1) if last else output) if direct else torch.empty_like(rows)
+    launch.cpu_kernel().drop_block(
+        launch.buffer(target).reshape(-1),
+        launch.buffer(rows).reshape(-1),
+        shape,
+        edges,
+        words,
+        number,
+        factor,
+        channels_last=last,
+        threads=torch.get_num_threads(),
+        **options,
+    )
+    return output if direct else output.copy_(target)
+
+
+def _fake(input: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(input)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
+    _, key, threshold, scale, *ctx.numbers = inputs
+    ctx.save_for_backward(key, threshold, scale)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return _blocks(gradient, *ctx.saved_tensors, *ctx.numbers), *[None] * 8
+
+
+_blocks = autograd.recomputed(
+    "drop_block",
+    "(Tensor input, Tensor key, Tensor threshold, Tensor scale, SymInt[] block, bool shared, "
+    "str normalization, str group, SymInt[] order) -> Tensor",
+    _dense,
+    _fake,
+    _setup,
+    _backward,
+    _kernel,
+)
+
+
+# ---- the layers ------------------------------------------------------------------------------
+
+
+def _check_normalization(normalization: Any) -> None:
+    if normalization not in NORMALIZATIONS:
+        raise InvalidValueError(
+            f'`normalization` must be "sample", "batch" or "expectation"; got {normalization!r}.'
+        )
+
+
+class _DropBlock(RateLayer, _DropoutNd):
+    """What the layers share: all but the number of dimensions."""
+
+    function: Any
+
+    def __init__(
+        self,
+        p: float | Tensor = 0.1,
+        block_size: int | Sequence[int] = 7,
+        inplace: bool = False,
+        *,
+        shared: bool = False,
+        exact: bool = False,
+        normalization: str = "sample",
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        _check_normalization(normalization)
+        dimensions(block_size, "block_size", low=1)
+        super().__init__(p, inplace)
+        self.block_size = block_size
+        self.shared = shared
+        self.exact = exact
+        self.normalization = normalization
+        self.group = group
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop blocks in training, return the input in evaluation."""
+        output: Tensor = self.function(
+            input,
+            self.p,
+            self.block_size,
+            self.training,
+            self.inplace,
+            key=self.key,
+            shared=self.shared,
+            exact=self.exact,
+            normalization=self.normalization,
+            group=self.group,
+        )
+        return output
+
+    def extra_repr(self) -> str:
+        """The arguments; those behind `inplace` where they aren't the usual ones."""
+        parts = [f"p={self.p}, block_size={self.block_size}, inplace={self.inplace}"]
+        parts += ["shared=True"] if self.shared else []
+        parts += ["exact=True"] if self.exact else []
+        usual = self.normalization == "sample"
+        parts += [] if usual else [f"normalization={self.normalization!r}"]
+        return ", ".join(parts)
+
+
+class DropBlock1d(_DropBlock):
+    """Drop stretches of a sequence's channels in training; see `functional.drop_block1d`.
+
+    Args:
+        p: the fraction dropped, in [0, 1]: a number, or a 0-d tensor.
+        block_size: the length of a block.
+        inplace: whether to overwrite the input.
+        shared: whether the channels share their blocks.
+        exact: whether the fraction dropped is `p` exactly, overlaps and borders included.
+        normalization: "sample", "batch" or "expectation".
+        group: the processes over which "batch" counts.
+
+    Shape:
+        Input and output: (N, C, L) or (C, L).
+
+    Raises:
+        TypeError, ValueError: as `functional.drop_block2d` does, for what needs no input.
+
+    Example:
+        >>> DropBlock1d(0.1, 5, exact=True)
+        DropBlock1d(p=0.1, block_size=5, inplace=False, exact=True)
+    """
+
+    function = staticmethod(drop_block1d)
+
+
+class DropBlock2d(_DropBlock):
+    """Drop square regions of feature maps in training; see `functional.drop_block2d`.
+
+    Args:
+        p: the fraction dropped, in [0, 1]: a number, or a 0-d tensor.
+        block_size: the block's edge, or (height, width).
+        inplace: whether to overwrite the input.
+        shared: whether the channels share their blocks.
+        exact: whether the fraction dropped is `p` exactly, overlaps and borders included.
+        normalization: "sample", "batch" or "expectation".
+        group: the processes over which "batch" counts.
+
+    Shape:
+        Input and output: (N, C, H, W) or (C, H, W).
+
+    Raises:
+        TypeError, ValueError: as `functional.drop_block2d` does, for what needs no input.
+
+    Example:
+        >>> DropBlock2d(0.1, 7)
+        DropBlock2d(p=0.1, block_size=7, inplace=False)
+    """
+
+    function = staticmethod(drop_block2d)
+
+
+class DropBlock3d(_DropBlock):
+    """Drop cubes of volumes' feature maps in training; see `functional.drop_block3d`.
+
+    Args:
+        p: the fraction dropped, in [0, 1]: a number, or a 0-d tensor.
+        block_size: the cube's edge, or (depth, height, width).
+        inplace: whether to overwrite the input.
+        shared: whether the channels share their blocks.
+        exact: whether the fraction dropped is `p` exactly, overlaps and borders included.
+        normalization: "sample", "batch" or "expectation".
+        group: the processes over which "batch" counts.
+
+    Shape:
+        Input and output: (N, C, D, H, W) or (C, D, H, W).
+
+    Raises:
+        TypeError, ValueError: as `functional.drop_block2d` does, for what needs no input.
+
+    Example:
+        >>> DropBlock3d(0.1, 3, normalization="batch")
+        DropBlock3d(p=0.1, block_size=3, inplace=False, normalization='batch')
+    """
+
+    function = staticmethod(drop_block3d)
