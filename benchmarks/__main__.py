@@ -13,6 +13,8 @@ NAMES = (
     "first_call",
     "variants",
     "paths",
+    "drop_block",
+    "drop_connect",
     "convert",
 )
 
