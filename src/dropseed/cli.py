@@ -219,8 +219,12 @@ def mask(
     step: Annotated[int, typer.Option(help="The step, counted from 0.")] = 0,
     rate: Annotated[float, typer.Option(help="Fraction dropped, in [0, 1].")] = 0.5,
     variant: Annotated[
-        str, typer.Option(help="Which elements share a draw, for instance spatial or locked.")
+        str,
+        typer.Option(help="Which elements share a draw, for instance spatial, locked, drop_block."),
     ] = "elementwise",
+    block_size: Annotated[
+        int | None, typer.Option(help="The edge of the blocks of drop_block.", show_default=False)
+    ] = None,
     png: Annotated[Path | None, typer.Option(help="Draw it into this PNG file, too.")] = None,
 ) -> None:
     """Show any mask of any past run, and its kept fraction."""
@@ -240,12 +244,13 @@ def mask(
     if png is not None:
         _check_png(png)
         pictures.need_matplotlib()
-    rows = show.whole_mask(key, CheckedRate(rate), sizes, variant)
+    rows = show.whole_mask(key, CheckedRate(rate), sizes, variant, block_size)
     console = _console()
     show.print_mask(rows, console)
     title = f"seed {seed}, {place}, step {step}, shape {shape}, rate {rate:g}"
     if variant != "elementwise":
-        title = f"{variant}, {title}"
+        block = "" if block_size is None else f" of {block_size}"
+        title = f"{variant}{block}, {title}"
     kept = f"kept {int(rows.sum()):,} of {rows.size:,}"
     if rows.size:
         kept += f" ({rows.mean():.2%})"

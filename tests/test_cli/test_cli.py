@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import dropseed
-from dropseed import Key, cli, keep
+from dropseed import Key, cli, drop_block, keep
 from dropseed.errors import DataError
 from dropseed.lab import data, show
 from dropseed.lab.run import CHECKPOINT, METRICS, WEIGHTS
 from dropseed.lab.settings import Settings
+from dropseed.mask.block import gamma_factor
 
 SHORT = ["--epochs", "2", "--train-size", "200", "--batch-size", "50"]
 
@@ -191,6 +192,16 @@ def test_mask_of_a_variant(call):
     assert rows[0] == call("mask", "--shape", "1,30")[1].splitlines()[0]
 
 
+def test_mask_of_blocks(call):
+    words = "--variant drop_block --block-size 3 --shape 1,2,6,30 --rate 0.3 --seed 2"
+    status, out, err = call("mask", *words.split())
+    assert (status, err) == (0, "")
+    gamma = 0.3 * gamma_factor((6, 30), (3, 3))
+    rows = drop_block(Key(2), gamma, (1, 2, 6, 30), 3).reshape(12, 30)
+    assert out.splitlines()[:12] == ["".join("█" if kept else "." for kept in row) for row in rows]
+    assert "drop_block of 3, seed 2" in out
+
+
 BASE = """
 import sys
 for name in ("torch", "numba", "matplotlib", "pooch", "safetensors"):
@@ -267,6 +278,15 @@ def test_a_missing_extra(words, package):
         (["mask", "--shape", "8", "--site", "a", "--site-number", "1"], "exclude each other"),
         (["mask", "--shape", "8", "--variant", "spatial"], "takes (N, C, *)"),
         (["mask", "--shape", "8", "--variant", "blob"], "`variant` must be one of"),
+        (["mask", "--shape", "1,1,4,4", "--variant", "drop_block"], "`block_size` is needed"),
+        (
+            ["mask", "--shape", "1,1,4,4", "--variant", "drop_block", "--block-size", "5"],
+            "`block_size` must be between 1 and the map (4, 4) in each dimension; got 5.",
+        ),
+        (
+            ["mask", "--shape", "1,1,4,4", "--block-size", "2"],
+            '`block_size` and `shared` belong to "drop_block"',
+        ),
         (["mask", "--shape", "1_0,3"], "`--shape` must read like"),
         (["mask", "--shape", "8", "--png", "a.jpg"], "`--png` must end in .png; got 'a.jpg'."),
         (["mask", "--shape", "8", "--step", "-1"], "`step` must be in [0, 4294967296)"),

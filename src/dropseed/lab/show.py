@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dropseed.errors import InvalidValueError
-from dropseed.mask import Key, Rate, keep, shared_axes
+from dropseed.mask import Key, Rate, drop_block, keep, noise_shape, shared_axes
+from dropseed.mask.block import gamma_factor
 
 if TYPE_CHECKING:
     from dropseed.lab.trace import Drops, Row
@@ -24,7 +25,11 @@ _TALLEST = 16
 
 
 def whole_mask(
-    key: Key, rate: Rate, shape: Sequence[int], variant: str = "elementwise"
+    key: Key,
+    rate: Rate,
+    shape: Sequence[int],
+    variant: str = "elementwise",
+    block_size: int | None = None,
 ) -> npt.NDArray[np.bool_]:
     """A mask as rows of its last dimension, drawn in pieces to save memory.
 
@@ -32,13 +37,16 @@ def whole_mask(
         key: names the mask.
         rate: the fraction dropped.
         shape: the mask's shape, at most 2**26 values.
-        variant: which elements share a draw, a name of `dropseed.mask.shape.VARIANTS`.
+        variant: which elements share a draw, a name of `dropseed.mask.shape.VARIANTS`, or
+            "drop_block", whose gamma follows from the rate by the paper's formula.
+        block_size: the edge of "drop_block"'s blocks.
 
     Returns:
         Boolean (rows, values), True where a value is kept.
 
     Raises:
-        ValueError: the shape has too many values, or is none of the variant's.
+        ValueError: the shape has too many values, or is none of the variant's; a block size for
+            another variant, or none for "drop_block".
 
     Example:
         >>> whole_mask(Key(0), Rate(0.5), (2, 1, 3)).astype(int)
@@ -50,6 +58,11 @@ def whole_mask(
         raise InvalidValueError(
             f"`--shape` has {size:,} values; at most {LARGEST_MASK:,} can be shown."
         )
+    if variant == "drop_block" or block_size is not None:
+        places = noise_shape(variant, shape, block_size=block_size)
+        edges = [n - p + 1 for n, p in zip(shape[2:], places[2:], strict=True)]
+        gamma = rate.value * gamma_factor(shape[2:], edges)
+        return drop_block(key, gamma, shape, edges).reshape(-1, shape[-1])
     shared = shared_axes(variant, len(shape))
     if shared:
         own = [1 if axis in shared else length for axis, length in enumerate(shape)]
