@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional
 
@@ -16,12 +14,12 @@ from benchmarks.harness import (
     reuse_memory,
     show,
     show_bars,
+    step,
 )
 
 BLOCK = 7
 RATE = 0.1
 SHAPES = ((32, 256, 28, 28), (32, 512, 14, 14), (8, 64, 112, 112))
-_Call = Callable[[torch.Tensor], torch.Tensor]
 
 
 def pooled(x: torch.Tensor) -> torch.Tensor:
@@ -39,11 +37,6 @@ def ours(x: torch.Tensor) -> torch.Tensor:
     return dst.functional.drop_block2d(x, RATE, BLOCK)
 
 
-def _step(apply: _Call, x: torch.Tensor) -> Callable[[], object]:
-    gradient = torch.ones_like(x)
-    return lambda: torch.autograd.grad(apply(x), x, gradient)
-
-
 def forward_and_backward(regime: str) -> None:
     """Maps of three sizes, and one of them with its channels last."""
     rows, bars = [], []
@@ -52,10 +45,10 @@ def forward_and_backward(regime: str) -> None:
         last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
         t = medians(
             {
-                "A": _step(lambda x: x * 2.0, x),
-                "ours": _step(ours, x),
-                "last": _step(ours, last),
-                "pooled": _step(pooled, x),
+                "A": step(lambda x: x * 2.0, x),
+                "ours": step(ours, x),
+                "last": step(ours, last),
+                "pooled": step(pooled, x),
             },
             6.0,
         )

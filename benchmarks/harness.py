@@ -52,6 +52,12 @@ def medians(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def step(apply: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], object]:
+    """Forward and backward through autograd, for an output of the input's size."""
+    gradient = torch.ones_like(x)
+    return lambda: torch.autograd.grad(apply(x), x, gradient)
+
+
 def fresh_memory() -> None:
     """Let malloc map every large output anew: the kernel then hands it over page by page.
 

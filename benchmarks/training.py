@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional
 
@@ -17,12 +15,8 @@ from benchmarks.harness import (
     reuse_memory,
     show,
     show_bars,
+    step,
 )
-
-
-def _step(apply: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], object]:
-    gradient = torch.ones_like(x)
-    return lambda: torch.autograd.grad(apply(x), x, gradient)
 
 
 def _row(exponent: int, t: dict[str, float]) -> list[str]:
@@ -38,11 +32,11 @@ def forward_and_backward(regime: str) -> None:
         size = 2**exponent
         x = torch.randn(size, requires_grad=True)
         candidates = {
-            "A": _step(lambda x: x * 2.0, x),
+            "A": step(lambda x: x * 2.0, x),
             "P": lambda size=size: philox.words(2 * size),
-            "0.5": _step(lambda x: dst.functional.dropout(x, 0.5), x),
-            "0.1": _step(lambda x: dst.functional.dropout(x, 0.1), x),
-            "torch": _step(lambda x: functional.dropout(x, 0.5), x),
+            "0.5": step(lambda x: dst.functional.dropout(x, 0.5), x),
+            "0.1": step(lambda x: dst.functional.dropout(x, 0.1), x),
+            "torch": step(lambda x: functional.dropout(x, 0.5), x),
         }
         t = medians(candidates, 2.0 if exponent < 24 else 12.0)
         rows.append(_row(exponent, t))
