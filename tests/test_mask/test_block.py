@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dropseed.mask.block import coverage, exact_gamma, gamma_factor, kept_fraction
@@ -49,6 +49,7 @@ def test_single_elements_and_whole_maps_have_gamma_equal_to_the_rate(pairs):
         assert exact_gamma(0.3, coverage(sizes, edges)) == 0.3
 
 
+@example([(59, 58), (59, 58), (7, 3)], 1e-17)  # where rounding might lead below 0
 @given(MAPS, st.floats(0, 1))
 def test_exact_gamma_drops_the_rate(pairs, rate):
     covered = coverage(*split(pairs))

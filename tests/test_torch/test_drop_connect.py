@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import dropseed.torch as dst
 from dropseed import Key, Rate, keep
 from dropseed.errors import InvalidTypeError, InvalidValueError
+from dropseed.kernels import cpu
 from dropseed.mask import gaussian
 from dropseed.mask.schedule import Linear
 from dropseed.torch import launch
@@ -175,6 +178,63 @@ def test_threads_change_no_bit(threads, key, same_bits):
         assert same_bits(one, other)
 
 
+def test_gradients_of_many_samples_are_summed_in_blocks(key, monkeypatch, same_bits):
+    monkeypatch.setattr(cpu, "LANE_ELEMENTS", 1)  # blocks of 64
+    x, w = leaves((150, 40), (30, 40))
+    v = torch.randn(150, 30, dtype=torch.float64)
+    want = torch.autograd.grad(dense_linear(x, w, None, 0.3, key), (x, w), v)
+    for actual, one in zip(
+        torch.autograd.grad(linear(x, w, p=0.3, key=key), (x, w), v), want, strict=True
+    ):
+        close(actual, one, torch.float64)
+
+
+NO_MASKS = """
+import resource, torch
+import dropseed.torch as dst
+
+def step(n, o, i, kind):
+    x, w = torch.ones(n, i, requires_grad=True), torch.ones(o, i, requires_grad=True)
+    if kind == "linear":
+        y = dst.functional.drop_connect_linear(x, w)
+    elif kind == "positions":
+        y = dst.functional.drop_connect_linear(x.reshape(n, 2, i // 2), w[:, : i // 2])
+    else:
+        y = dst.functional.drop_connect_conv(x.reshape(n, i // 4, 4), w.reshape(o, i // 4, 4))
+    g = torch.autograd.grad(y.sum(), (x, w), create_graph=True)
+    (g[0].sum() + g[1].sum()).backward()
+
+for kind in ("linear", "positions", "convolution"):
+    step(2, 8, 8, kind)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for kind in ("linear", "positions", "convolution"):
+    step(128, 512, 1024, kind)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert grown < 64 * 1024, grown
+"""
+
+
+def test_no_mask_of_every_sample_is_formed():
+    """It would take 64 MiB as bytes, and every sample's weight 256, in each of three passes."""
+    done = subprocess.run([sys.executable, "-c", NO_MASKS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_position_is_none(key, same_bits):
+    x, w, b = leaves((3, 7), (6, 7), (6,), dtype=torch.float32)
+    options = {"p": 0.4, "key": key, "drop_bias": True}
+    assert same_bits(linear(x[:, None], w, b, **options)[:, 0], linear(x, w, b, **options))
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (3, 0, 7), (0, 2, 7)])
+@pytest.mark.parametrize("mode", ["sample", "batch"])
+def test_nothing_to_multiply(shape, mode, key):
+    w, b = leaves((6, 7), (6,), dtype=torch.float32)
+    output = linear(torch.ones(shape), w, b, 0.4, key=key, mode=mode, drop_bias=True)
+    assert output.shape == (*shape[:-1], 6)
+    output.sum().backward()
+
+
 def test_positions_share_their_sample_s_mask(key):
     x, w, b = leaves((3, 4, 5, 7), (6, 7), (6,))
     output = linear(x, w, b, 0.4, key=key, drop_bias=True)
@@ -219,12 +279,21 @@ def test_any_split_of_the_batch(key, same_bits):
         assert same_bits(part, whole[start::stride].contiguous())
 
 
-def test_a_dropped_weight_may_be_nan(key):
-    mask = masks(key, 0.5, (2, 3, 70))
-    w = torch.where(mask.any(0), 1.0, torch.nan)  # NaN where every sample drops it
-    x = torch.ones(2, 70)
-    assert not linear(x, w, p=0.5, key=key).isnan().any()
-    assert w.isnan().any()
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_dropped_weight_may_be_anything(bad, key):
+    """A weight that every sample drops counts nowhere: forward, backward, in a convolution."""
+    mask = masks(key, 0.5, (2, 3, 70)).any(0)
+    w = torch.where(mask, 1.0, bad).requires_grad_()
+    assert not w.isfinite().all()
+    for x, weight, function in (
+        (torch.ones(2, 70), w, linear),
+        (torch.ones(2, 5, 70), w, linear),
+        (torch.ones(2, 10, 7), w.reshape(3, 10, 7), conv),
+    ):
+        x.requires_grad_()
+        output = function(x, weight, p=0.5, key=key)
+        gradients = torch.autograd.grad(output.sum(), (x, w))
+        assert all(tensor.isfinite().all() for tensor in (output, *gradients))
 
 
 @pytest.mark.parametrize(
@@ -349,10 +418,6 @@ def test_moments_are_those_of_the_masks(scaling, drop_bias):
         by_moments = layer.eval()(x)
         layer.train()
         sampled = layer(x.expand(20_000, 50)).mean(0)
-        if scaling == "none":  # inference then has another mean than training
-            before = linear(x, layer.weight, layer.bias, 0.3, key=Key(1), scaling="none").shape
-            assert before == by_moments.shape
-            return
     torch.testing.assert_close(by_moments[0], sampled, rtol=0.05, atol=0.02)
 
 
@@ -370,6 +435,36 @@ def test_moments_follow_the_key():
     assert torch.equal(layer(x), layer(x))
     dst.set_key(layer, None)
     assert seeds_drawn(lambda: layer(x)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_moments_of_halves_are_summed_in_float32(dtype, autocast):
+    layer = dst.DropConnectLinear(
+        100, 3, inference="moments", activation=torch.relu, samples=4000
+    ).eval()
+    nn.init.constant_(layer.weight, 0.01)
+    nn.init.constant_(layer.bias, 1.0)
+    x = torch.full((1, 100), 300.0)  # whose square is no float16
+    layer = layer if autocast else layer.to(dtype)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        output = layer(x if autocast else x.to(dtype))
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.float(), torch.full((1, 3), 301.0), rtol=0.02, atol=0)
+
+
+def test_moments_at_the_ends():
+    layer = dst.DropConnectLinear(
+        4, 3, p=1.0, inference="moments", activation=torch.relu, samples=3
+    )
+    x = torch.randn(2, 4)
+    assert torch.equal(layer.eval()(x), torch.relu(layer.bias).expand(2, 3))
+    layer.p = 0.0
+    torch.testing.assert_close(layer(x), torch.relu(functional.linear(x, layer.weight, layer.bias)))
+    layer.p = torch.tensor(1.5)
+    assert layer(x).isnan().all()
+    with pytest.raises(InvalidTypeError, match="`weight` must have the type"):
+        layer(x.double())
 
 
 def test_moments_of_a_convolution(key):
@@ -488,6 +583,8 @@ def test_autocast(mode):
     close(output, layer(x), torch.bfloat16)
     output.float().sum().backward()
     assert layer.weight.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer.double()(x.double()).dtype == torch.float64  # as torch's layers
 
 
 def test_it_learns():
@@ -638,6 +735,11 @@ def test_per_sample_gradients(words):
         ({"weight": torch.ones(3, 4).long()}, InvalidTypeError, "`weight` must.*int64"),
         ({"weight": torch.ones(3, 4).double()}, InvalidTypeError, "`weight` must have the type"),
         ({"bias": torch.ones(3).half()}, InvalidTypeError, "`bias` must have the type"),
+        ({"bias": torch.ones(1)}, InvalidValueError, r"`bias` must have shape \(3,\).*\(1,\)"),
+        ({"bias": torch.ones(2, 3)}, InvalidValueError, r"`bias` must have shape"),
+        ({"bias": 0.5}, InvalidTypeError, "`bias` must be a torch.Tensor; got float"),
+        ({"input": torch.ones(2, 4).cfloat()}, InvalidTypeError, "`input` must be real"),
+        ({"shard": (2**60, 1)}, InvalidValueError, r"leads to a draw beyond 2\*\*63"),
         ({"p": 1.5}, InvalidValueError, "`p` must be in.*1.5"),
         ({"p": True}, InvalidTypeError, "`p` must be"),
         ({"mode": "row"}, InvalidValueError, '`mode` must be "sample" or "batch".*row'),
@@ -668,10 +770,48 @@ def test_bad_convolutions(shapes, groups, match):
 
 
 @pytest.mark.parametrize(
+    ("geometry", "error", "match"),
+    [
+        ({"stride": (1,)}, None, ""),
+        (
+            {"stride": (1, 1, 1)},
+            InvalidValueError,
+            "`stride` must be one integer or one for each of 2",
+        ),
+        ({"stride": 0}, InvalidValueError, "`stride` must be in"),
+        ({"padding": -1}, InvalidValueError, "`padding` must be in"),
+        ({"padding": "same"}, InvalidTypeError, "`padding` must be integers.*'same'"),
+        ({"dilation": 0.5}, InvalidTypeError, "`dilation` must be"),
+        ({"dilation": 3}, InvalidValueError, "`weight` must fit into the padded `input`"),
+    ],
+)
+def test_the_geometry_of_a_convolution(geometry, error, match):
+    arguments = torch.ones(0, 2, 5, 5), torch.ones(3, 2, 3, 3)
+    if error is None:
+        assert conv(*arguments, **geometry).shape == (0, 3, 3, 3)
+    else:
+        with pytest.raises(error, match=match):
+            conv(*arguments, **geometry)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: dst.DropConnectConv2d(3, 8, 3, 0.5),
+        lambda: dst.DropConnectLinear(20, 10, 0.5),
+        lambda: dst.DropConnectLinear(20, 10, True, 0.5),
+    ],
+)
+def test_a_rate_in_another_s_place(build):
+    with pytest.raises(InvalidTypeError, match=r"got 0\.5\. The rate is given by name: p="):
+        build()
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
         ({"p": 2}, InvalidValueError, "`p` must be in"),
-        ({"bias": 0.5}, InvalidTypeError, "`bias` must be True or False; got 0.5.*`p=`"),
+        ({"bias": 0.5}, InvalidTypeError, "`bias` must be as in torch.nn.Linear; got 0.5"),
         ({"mode": "row"}, InvalidValueError, "`mode`"),
         ({"scaling": "both"}, InvalidValueError, "`scaling`"),
         ({"inference": "median"}, InvalidValueError, "`inference` must"),

@@ -508,6 +508,7 @@ class Odd(nn.Module):
         self.taken = nn.Linear(4, 4)
         self.taken.drop_weights = 3
         self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
+        self.sparse = nn.Embedding(4, 4, sparse=True)
 
 
 @pytest.mark.parametrize(
@@ -526,7 +527,8 @@ class Odd(nn.Module):
         ("list.scale", "belongs to a Sequential"),
         ("dropped.weight", "dropped already: call `remove`"),
         ("taken.weight", "another `drop_weights`"),
-        ("normed.weight", "no parameter"),
+        ("normed.weight", "parametrized already"),
+        ("sparse.weight", "has sparse gradients"),
         ("normed.parametrizations.weight.original0", "belongs to a ParametrizationList"),
         (["child.weight", "child.weight"], "'child.weight' is named twice"),
         (["child.weight", "again.weight"], "'again.weight' is named twice"),
@@ -562,6 +564,21 @@ def test_bad_arguments(arguments, error, match):
     with pytest.raises(error, match=match):
         drop_weights(**{"module": module, "names": "weight", "rate": 0.5} | arguments)
     assert layout(module) == before
+
+
+def test_a_projection_that_is_read_without_a_call():
+    module = attention()
+    with pytest.raises(InvalidValueError, match=r'attention instead.*"out_proj\.weight"'):
+        drop_weights(module.out_proj, "weight", 0.4)
+
+
+def test_remove_leaves_to_revert_what_convert_has_put():
+    model = nn.Sequential(nn.Dropout(0.4), nn.Linear(4, 4))
+    dst.convert(model, kind="dropconnect")
+    before = layout(model)
+    with pytest.raises(InvalidValueError, match=r"`convert`.*revert\(model\)"):
+        remove(model[1])
+    assert layout(model) == before
 
 
 def test_twice():

@@ -51,6 +51,7 @@ NARROW = 8  # fewer columns than this make a tile high instead
 NARROW_HEIGHT = 2048
 PIECE = 2**12  # elements that are scaled before what is dropped of them is zeroed
 LANES = 8  # partial sums of a gradient: their number must not be that of the threads
+LANE_ELEMENTS = 2**19  # in each of them, for as many samples at a time
 SLACK = 80  # beside a row of draws: room for any offset, in whole groups of 64 bytes
 ALL = 2**32  # the threshold that drops everything
 _LOW = np.uint64(0xFFFFFFFF)
@@ -1270,7 +1271,7 @@ def _connect_back(
     scale: float,
     part: Any,
 ) -> None:
-    """Both gradients of `_connect`; every lane sums its part of `gx`, and so does each tile."""
+    """Both gradients of `_connect`: each lane has its own sum for `gx`; to `gw` all is added."""
     samples, outputs, inputs = sizes
     scratch, other, least = _scratch(), _scratch(), _least(threshold)
     u, v, rows = scratch[1], other[1], _tile_rows(outputs, inputs)
@@ -1332,7 +1333,9 @@ def _connect_back(
                                 least,
                             )
             for r in range(high):
-                gw[(top + r) * inputs : (top + r + 1) * inputs] = sums[r, :inputs]
+                first = (top + r) * inputs
+                for i in range(inputs):
+                    gw[first + i] += sums[r, i]
 
 
 @_parallel_kernel
@@ -1799,14 +1802,31 @@ def drop_connect_backward(
         gx[:], gw[:] = 0, 0
         return
     lanes = min(LANES, -(-outputs // max(1, min(outputs, CHUNK // inputs))))
-    sums = np.empty((lanes, samples, -(-inputs // 64) * 64), gx.dtype)
-    parts = min(_threads(gy.size * inputs, threads), lanes)
-    arguments = sums, gw, x, w, gy, sizes, order, key, threshold, scale
-    if parts == 1:
-        _connect_back(*arguments, (0, 1))
-    else:
-        _in_parallel(_connect_back_parallel, *arguments, parts)
-    np.sum(sums[:, :, :inputs], axis=0, out=gx.reshape(samples, inputs))
+    width = -(-inputs // 64) * 64
+    block = max(64, LANE_ELEMENTS // width)
+    gw[:] = 0
+    for start in range(0, samples, block):
+        count = min(block, samples - start)
+        some = slice(start * inputs, (start + count) * inputs)
+        sums = np.empty((lanes, count, width), gx.dtype)
+        arguments = (
+            sums,
+            gw,
+            x[some],
+            w,
+            gy[start * outputs : (start + count) * outputs],
+            (count, outputs, inputs),
+            (order[0] + start * order[1], order[1]),
+            key,
+            threshold,
+            scale,
+        )
+        parts = min(_threads(count * outputs * inputs, threads), lanes)
+        if parts == 1:
+            _connect_back(*arguments, (0, 1))
+        else:
+            _in_parallel(_connect_back_parallel, *arguments, parts)
+        np.sum(sums[:, :, :inputs], axis=0, out=gx[some].reshape(count, inputs))
 
 
 def normals(out: npt.NDArray[np.float32], key: KeyWords) -> None:

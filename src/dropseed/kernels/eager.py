@@ -83,13 +83,13 @@ def dilated(dropped: Tensor, block: Sequence[int]) -> Tensor:
         >>> dilated(torch.tensor([True, False, False]), (2,)).int()
         tensor([1, 1, 0, 0], dtype=torch.int32)
     """
+    pad = torch.nn.functional.pad
     for axis, edge in enumerate(reversed(block)):
-        around = [0, 0] * axis
-        moved = [
-            torch.nn.functional.pad(dropped, (*around, before, edge - 1 - before))
-            for before in range(edge)
-        ]
-        dropped = torch.stack(moved).any(0)
+        around, reach = [0, 0] * axis, 1
+        while reach < edge:  # each step doubles what an element covers, as far as the edge
+            more = min(reach, edge - reach)
+            dropped = pad(dropped, (*around, 0, more)) | pad(dropped, (*around, more, 0))
+            reach += more
     return dropped
 
 

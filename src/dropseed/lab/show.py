@@ -14,6 +14,7 @@ from rich.table import Table
 from dropseed.errors import InvalidValueError
 from dropseed.mask import Key, Rate, drop_block, keep, noise_shape, shared_axes
 from dropseed.mask.block import gamma_factor
+from dropseed.mask.shape import block_edges
 
 if TYPE_CHECKING:
     from dropseed.lab.trace import Drops, Row
@@ -31,7 +32,7 @@ def whole_mask(
     variant: str = "elementwise",
     block_size: int | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """A mask as rows of its last dimension, drawn in pieces to save memory.
+    """A mask as rows of its last dimension; in pieces where every value has a draw of its own.
 
     Args:
         key: names the mask.
@@ -59,8 +60,8 @@ def whole_mask(
             f"`--shape` has {size:,} values; at most {LARGEST_MASK:,} can be shown."
         )
     if variant == "drop_block" or block_size is not None:
-        places = noise_shape(variant, shape, block_size=block_size)
-        edges = [n - p + 1 for n, p in zip(shape[2:], places[2:], strict=True)]
+        noise_shape(variant, shape, block_size=block_size)  # checks them together
+        edges = block_edges(block_size, tuple(shape[2:]))
         gamma = rate.value * gamma_factor(shape[2:], edges)
         return drop_block(key, gamma, shape, edges).reshape(-1, shape[-1])
     shared = shared_axes(variant, len(shape))

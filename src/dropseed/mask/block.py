@@ -102,10 +102,9 @@ def exact_gamma(rate: float, covered: dict[int, float]) -> float:
         return rate
     at = 0.0
     for _ in range(STEPS):
-        terms = {places: weight * math.exp(-places * at) for places, weight in covered.items()}
-        total = sum(terms.values())
-        slope = sum(places * term for places, term in terms.items()) / total
-        before, at = at, at + (math.log(total) - math.log1p(-rate)) / slope
+        lost = sum(weight * math.expm1(-places * at) for places, weight in covered.items())
+        slope = sum(w * places * math.exp(-places * at) for places, w in covered.items())
+        before, at = at, at + (math.log1p(lost) - math.log1p(-rate)) * (1 + lost) / slope
         if at <= before:
             break
     return -math.expm1(-at)

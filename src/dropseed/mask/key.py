@@ -109,14 +109,16 @@ class Key:
 
 def integer(value: Any, name: str, low: int, high: int) -> int:
     """Check that an argument is an integer in [low, high) and return it as a Python int."""
-    try:
-        # A bool has an index, and so has a PyTorch tensor of one element in any number of
-        # dimensions; neither is meant as a number.
-        if isinstance(value, bool) or getattr(value, "shape", None):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise InvalidTypeError(f"`{name}` must be an integer; got {value!r}.") from None
+    number = value
+    if type(value) is not int:
+        try:
+            # A bool has an index, and so has a PyTorch tensor of one element in any number of
+            # dimensions; neither is meant as a number.
+            if isinstance(value, bool) or getattr(value, "shape", None):
+                raise TypeError
+            number = operator.index(value)
+        except TypeError:
+            raise InvalidTypeError(f"`{name}` must be an integer; got {value!r}.") from None
     if not low <= number < high:
         raise InvalidValueError(f"`{name}` must be in [{low}, {high}); got {number}.")
-    return number
+    return int(number)

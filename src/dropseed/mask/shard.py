@@ -131,4 +131,4 @@ def _per_dimension(value: Shape, name: str, default: int, rank: int) -> tuple[in
 
 def _is_single(value: object) -> bool:
     # Arrays have `__index__` too, whatever their number of dimensions.
-    return hasattr(value, "__index__") and not getattr(value, "shape", ())
+    return type(value) is int or (hasattr(value, "__index__") and not getattr(value, "shape", ()))

@@ -68,7 +68,7 @@ def route(input: Tensor) -> Callable[..., Tensor]:
     return _by_function
 
 
-def _define(
+def define(
     name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
 ) -> None:
     """Register an op of this library, for every device and for shapes alone."""
@@ -76,6 +76,11 @@ def _define(
     torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(name, "default", implementation)
     torch.library.register_fake(name, fake)
+
+
+def is_transformed(input: Tensor) -> bool:
+    """Whether a functorch transform is active, or a level of forward AD open."""
+    return route(input) is _by_mask
 
 
 def is_eager(input: Tensor) -> bool:
@@ -107,7 +112,7 @@ def recomputed(
         The function.
     """
     kernel = kernel or compute
-    _define(name, schema, kernel, fake)
+    define(name, schema, kernel, fake)
     torch.library.register_autograd(f"dropseed::{name}", backward, setup_context=setup)
 
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -164,17 +169,17 @@ def bilinear(
     def fake_back(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         return input.new_empty(input.shape), weight.new_empty(weight.shape)
 
-    _define(name, f"(Tensor input, Tensor weight, {others}) -> Tensor", product, fake)
+    define(name, f"(Tensor input, Tensor weight, {others}) -> Tensor", product, fake)
     schema = f"(Tensor input, Tensor weight, Tensor gradient, {others}) -> (Tensor, Tensor)"
-    _define(back, schema, gradients, fake_back)
+    define(back, schema, gradients, fake_back)
 
     def call(*inputs: Any) -> Tensor:
-        by_mask = route(inputs[0]) is _by_mask
-        output: Tensor = dense(*inputs) if by_mask else getattr(ops, name)(*inputs)
+        dense_route = is_transformed(inputs[0])
+        output: Tensor = dense(*inputs) if dense_route else getattr(ops, name)(*inputs)
         return output
 
     def call_back(input: Tensor, weight: Tensor, gradient: Tensor, *rest: Any) -> Any:
-        if route(gradient) is _by_mask:
+        if is_transformed(gradient):
             pull = torch.func.vjp(lambda x, w: dense(x, w, *rest), input, weight)[1]
             return pull(gradient)
         return getattr(ops, back)(input, weight, gradient, *rest)
@@ -216,13 +221,20 @@ def _by_mask(input: Tensor, key: Tensor, law: Law, shared: tuple[int, ...]) -> T
     else:
         op = ops.keep_tensor_rate if law.rate_is_tensor else ops.keep
         draws = op(key, law.threshold, shape, False)
-    if not input.is_contiguous():
-        # `torch.where` takes its output's strides from the mask, and they should be the input's.
-        strides = torch.empty_like(input, device="meta").stride()
-        order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
-        back = [order.index(axis) for axis in range(len(shape))]
-        draws = draws.permute(order).contiguous().permute(back)
-    return laws.by_draws(law, input, draws)
+    return laws.by_draws(law, input, arranged(draws, input))
+
+
+def arranged(draws: Tensor, input: Tensor) -> Tensor:
+    """Draws with their axes in the memory order of the input's.
+
+    `torch.where` takes its output's strides from the mask, and they should be the input's.
+    """
+    if input.is_contiguous():
+        return draws
+    strides = torch.empty_like(input, device="meta").stride()
+    order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+    back = [order.index(axis) for axis in range(len(strides))]
+    return draws.permute(order).contiguous().permute(back)
 
 
 def _keep_fake(
@@ -275,11 +287,11 @@ for _name, _rate in (("keep", "int threshold"), ("keep_tensor_rate", "Tensor thr
     _schema = (
         f"(Tensor keys, {_rate}, SymInt[] shape, bool batched, SymInt[] order=[0, 1]) -> Tensor"
     )
-    _define(_name, _schema, laws.draw_masks, _keep_fake)
+    define(_name, _schema, laws.draw_masks, _keep_fake)
     torch.library.register_vmap(f"dropseed::{_name}", _keep_vmap)
 
 _schema = "(Tensor keys, SymInt[] shape, bool batched) -> Tensor"
-_define("normals", _schema, laws.draw_normals, _normals_fake)
+define("normals", _schema, laws.draw_normals, _normals_fake)
 torch.library.register_vmap("dropseed::normals", _normals_vmap)
 
 
@@ -329,7 +341,7 @@ def _define_noise(name: str, numbers: str, law_of: Callable[..., tuple[Law, Any]
         none = [None] * len(ctx.arguments)
         return noise(gradient, key, law.derivative, shared), None, *none
 
-    _define(name, f"(Tensor input, Tensor key, {numbers}) -> Tensor", forward, fake)
+    define(name, f"(Tensor input, Tensor key, {numbers}) -> Tensor", forward, fake)
     torch.library.register_autograd(f"dropseed::{name}", backward, setup_context=setup)
 
 

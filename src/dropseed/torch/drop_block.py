@@ -1,6 +1,7 @@
 """DropBlock: contiguous regions of feature maps, by kernels that draw the few blocks there are.
 
-Backward draws them again: what is kept is the key, and under a functorch transform the mask.
+Backward draws them again: what is kept is the key with a threshold and a scale, and under a
+functorch transform the mask.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from dropseed.errors import InvalidValueError
+from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.kernels import eager
 from dropseed.mask import Key, Rate
 from dropseed.mask.block import STEPS, coverage, exact_gamma, gamma_factor, kept_fraction
@@ -114,8 +115,7 @@ def drop_block2d(
             that is kept on average).
         shard: ``(start, stride)`` of the samples in a larger batch: sample n of the input is
             number ``start + stride * n``.
-        group: the processes over which "batch" counts, each of which must make the call; backward
-            counts again.
+        group: the processes over which "batch" counts. Each of them must make the call, once.
 
     Returns:
         Tensor of the input's shape, type and strides. A dropped element is +0, also where the
@@ -125,7 +125,8 @@ def drop_block2d(
         TypeError: `input` is no floating-point tensor, `p` no number, `block_size` no integer, or
             `key` no key.
         ValueError: `input` has another rank, `p` is outside [0, 1], a block doesn't fit into the
-            map, `normalization` is unknown, or "batch" and a shard come without a group.
+            map, `normalization` is unknown, "batch" and a shard come without a group, or a group
+            without "batch".
 
     Example:
         >>> from dropseed import Key
@@ -205,59 +206,87 @@ def _drop_block(
     noise.check_dense(input)
     noise.check_rate(p)
     _check_normalization(normalization)
-    order = noise.checked_shard(shard)
     if input.dim() not in (rank + 1, rank + 2):
         axes = f"(N, C, {_AXES[rank]}) or (C, {_AXES[rank]})"
         raise InvalidValueError(f"`input` must be {axes}; got shape {tuple(input.shape)}.")
+    batch = input if input.dim() == rank + 2 else input.unsqueeze(0)
+    order = noise.checked_shard(shard, batch.shape[0], math.prod(batch.shape[1:]))
+    _check_group(group, normalization, order)
+    # Gamma depends on them: they must be numbers, not the compiler's symbols.
+    sizes = tuple(index(size) for size in batch.shape[2:])
+    if not training or 0 in sizes or (not isinstance(p, Tensor) and p == 0):
+        return input
+    edges = tuple(index(edge) for edge in block_edges(block_size, sizes))
+    if batch.numel() == 0 and group is None:
+        return input
+    threshold, scale = _strength(p, sizes, edges, exact, normalization)
+    if key is None and not isinstance(threshold, Tensor) and threshold == ALL:
+        key = Key(0)  # every draw of any key drops
+    numbers = noise.key_for(key, input), torch.as_tensor(threshold), edges, shared, order
+    if normalization == "batch":
+        scale = scale * _batch_factor(batch, *numbers, group)
+    factor = torch.as_tensor(scale, dtype=torch.float64)
+    output = _blocks(batch, factor, *numbers, normalization == "sample")
+    output = output if batch is input else output.squeeze(0)
+    return input.copy_(output) if inplace else output
+
+
+def _check_normalization(normalization: Any) -> None:
+    if normalization not in NORMALIZATIONS:
+        raise InvalidValueError(
+            f'`normalization` must be "sample", "batch" or "expectation"; got {normalization!r}.'
+        )
+
+
+def _check_group(group: Any, normalization: str, order: tuple[int, int]) -> None:
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise InvalidTypeError(
+            f"`group` must be a process group that this process is in; got {group!r}."
+        )
+    if group is not None and normalization != "batch":
+        raise InvalidValueError(
+            f'`group` must be None unless `normalization` is "batch"; that is {normalization!r}.'
+        )
     if normalization == "batch" and order != (0, 1) and group is None:
         raise InvalidValueError(
             f'`normalization` "batch" under the shard {order} must have a `group` to count over. '
             'Give one, or use "sample" or "expectation", which need none.'
         )
-    sizes = tuple(index(size) for size in input.shape[-rank:])  # gamma needs them: no symbols
-    edges = block_edges(block_size, sizes) if input.numel() else ()  # empty maps hold no block
-    if not training or input.numel() == 0 or (not isinstance(p, Tensor) and p == 0):
-        return input
-    threshold, scale = _strength(p, sizes, edges, exact)
-    if not isinstance(threshold, Tensor) and threshold == ALL:
-        key = Key(0)  # every draw of any key drops
-    batch = input if input.dim() == rank + 2 else input.unsqueeze(0)
-    output = _blocks(
-        batch,
-        noise.key_for(key, input),
-        torch.as_tensor(threshold),
-        torch.as_tensor(scale, dtype=torch.float64),
-        edges,
-        shared,
-        normalization,
-        "" if group is None else group.group_name,
-        order,
-    )
-    output = output if batch is input else output.squeeze(0)
-    return input.copy_(output) if inplace else output
 
 
 # ---- gamma -----------------------------------------------------------------------------------
 
 
 def _strength(
-    p: float | Tensor, sizes: tuple[int, ...], edges: tuple[int, ...], exact: bool
+    p: float | Tensor, sizes: tuple[int, ...], edges: tuple[int, ...], exact: bool, norm: str
 ) -> tuple[Any, Any]:
-    """Gamma's threshold, and one over the fraction that is kept on average."""
+    """Gamma's threshold, and one over the fraction that is kept on average, where it is used."""
     if not isinstance(p, Tensor):
-        rate = noise.checked_rate(p).value.as_integer_ratio()  # which the compiler keeps as numbers
-        strength: tuple[int, float] = _number_strength(rate, sizes, edges, exact)
-        return strength
-    covered = coverage(sizes, edges)
-    gamma = _tensor_gamma(p.double(), covered) if exact else p * gamma_factor(sizes, edges)
-    threshold, gamma = noise.tensor_threshold(torch.where((p >= 0) & (p <= 1), gamma, torch.nan))
-    kept = sum(weight * (1 - gamma) ** places for places, weight in covered.items())
-    return threshold, torch.where(gamma == 1, 0.0, 1 / torch.as_tensor(kept))
+        ratio = noise.checked_rate(
+            p
+        ).value.as_integer_ratio()  # which the compiler keeps as numbers
+        number, scale = _number_strength(ratio, sizes, edges, exact)
+        return number, scale if norm == "expectation" else 1.0
+    paper, *table = _constants(sizes, edges)
+    places, weights = (torch.tensor(row, dtype=torch.float64, device=p.device) for row in table)
+    rate = p.double()
+    gamma = _tensor_gamma(rate, places, weights) if exact and len(table[0]) > 1 else rate * paper
+    valid = (rate >= 0) & (rate <= 1)
+    threshold, gamma = noise.tensor_threshold(torch.where(valid, gamma, torch.nan))
+    if norm != "expectation":
+        return threshold, torch.where(valid, 1.0, torch.nan)
+    kept = (weights * (1 - gamma) ** places).sum()
+    return threshold, torch.where(kept == 0, 0.0, 1 / kept)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _number_strength(*numbers: Any) -> tuple[int, float]:
     return _cached_strength(*numbers)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constants(*shapes: Any) -> tuple[float, list[int], list[float]]:
+    return _cached_constants(*shapes)
 
 
 @lru_cache(maxsize=1024)
@@ -271,92 +300,85 @@ def _cached_strength(
     return threshold, 1 / kept if kept else 0.0
 
 
-def _tensor_gamma(p: Tensor, covered: dict[int, float]) -> Tensor:
+@lru_cache(maxsize=1024)
+def _cached_constants(
+    sizes: tuple[int, ...], edges: tuple[int, ...]
+) -> tuple[float, list[int], list[float]]:
+    covered = coverage(sizes, edges)
+    return gamma_factor(sizes, edges), list(covered), list(covered.values())
+
+
+def _tensor_gamma(p: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     """`exact_gamma` in tensors: the same steps, all of them."""
-    if covered.keys() == {1}:
-        return p
-    places, weights = (
-        torch.tensor(list(numbers), dtype=torch.float64, device=p.device)
-        for numbers in (covered.keys(), covered.values())
-    )
     at = torch.zeros_like(p)
     for _ in range(STEPS):
-        terms = weights * torch.exp(-places * at)
-        total = terms.sum()
-        at = at + (total.log() - torch.log1p(-p)) * total / (places * terms).sum()
+        lost = (weights * torch.expm1(-places * at)).sum()
+        slope = (weights * places * torch.exp(-places * at)).sum()
+        at = at + (torch.log1p(lost) - torch.log1p(-p)) * (1 + lost) / slope
     return torch.where((p == 0) | (p == 1), p, -torch.expm1(-at))
 
 
 # ---- the routes ------------------------------------------------------------------------------
 
 
-def _dense(
-    input: Tensor,
+def _mask(
+    shape: Sequence[int],
     key: Tensor,
     threshold: Tensor,
-    scale: Tensor,
     block: Sequence[int],
     shared: bool,
-    normalization: str,
-    group: str,
     order: Sequence[int],
 ) -> Tensor:
-    """The paper's picture in torch operations: a mask of the input's size, and a factor."""
-    n, channels, *sizes = input.shape
+    """The mask of the input's size, by the paper's picture."""
+    n, channels, *sizes = shape
     places = [size - edge + 1 for size, edge in zip(sizes, block, strict=True)]
-    shape = [n, *places] if shared else [n, channels, *places]
-    draws = torch.ops.dropseed.keep_tensor_rate(key, threshold, shape, False, order)
+    noise_shape = [n, *places] if shared else [n, channels, *places]
+    draws = torch.ops.dropseed.keep_tensor_rate(key, threshold, noise_shape, False, order)
     mask = ~eager.dilated(~draws, block)
-    mask = mask.unsqueeze(1).expand(input.shape) if shared else mask
-    if normalization == "expectation":
-        return eager.apply(input, mask, scale)
-    counts = mask.flatten(1).sum(1)
-    factor = _factor(counts, math.prod(input.shape[1:]), normalization, group)
-    return eager.apply(input, mask, factor.reshape(-1, *[1] * (input.dim() - 1)))
+    return mask.unsqueeze(1).expand(shape) if shared else mask
 
 
-def _factor(counts: Tensor, size: int, normalization: str, group: str) -> Tensor:
-    """What is left is multiplied by, for each sample or for all: the size over what is kept."""
-    sizes = torch.full_like(counts, size)
-    if normalization == "batch":
-        both = torch.stack((counts.sum(), sizes.sum()))
-        if group:
-            groups: Any = dist.distributed_c10d
-            dist.all_reduce(both, group=groups._resolve_process_group(group))
-        counts, sizes = both.unbind()
-    # Two tensors: torch divides a number by a tensor less exactly.
-    return torch.where(counts == 0, 0.0, sizes.double() / counts.double())
+def _dense(
+    input: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    threshold: Tensor,
+    block: Sequence[int],
+    shared: bool,
+    order: Sequence[int],
+    by_sample: bool,
+) -> Tensor:
+    """The paper's picture in torch operations: a mask, and a factor."""
+    mask = _mask(input.shape, key, threshold, block, shared, order)
+    if by_sample:
+        kept = mask.flatten(1).sum(1)
+        scale = scale * _quotient(torch.full_like(kept, math.prod(input.shape[1:])), kept)
+        scale = scale.reshape(-1, *[1] * (input.dim() - 1))
+    return eager.apply(input, autograd.arranged(mask, input), scale)
+
+
+def _quotient(size: Tensor, kept: Tensor) -> Tensor:
+    """What is left is multiplied by, if nothing is left 0."""
+    # Both are tensors: torch divides a number by a tensor less exactly.
+    return torch.where(kept == 0, 0.0, size.double() / kept.double())
 
 
 def _kernel(
     input: Tensor,
+    scale: Tensor,
     key: Tensor,
     threshold: Tensor,
-    scale: Tensor,
     block: Sequence[int],
     shared: bool,
-    normalization: str,
-    group: str,
     order: Sequence[int],
+    by_sample: bool,
 ) -> Tensor:
     """The CPU kernel where there is one for the input, else the picture."""
     output = torch.empty_like(input)
     if not launch.has_kernel(input):
-        others = threshold, scale, block, shared, normalization, group, order
-        return output.copy_(_dense(input, key, *others))
-    n, channels, *sizes = input.shape
-    thin = [1] * (3 - len(sizes))
-    shape, edges = (n, channels, *thin, *sizes), (*thin, *block)
-    words, number = launch.key_words(key.tolist()), launch.number(threshold)
-    options: dict[str, Any] = {"shared": shared, "order": tuple(order)}
-    factor = float(scale) if normalization == "expectation" else None
-    if normalization == "batch":
-        dropped = torch.empty(n, dtype=torch.int64)
-        launch.cpu_kernel().drop_block_counts(
-            dropped.numpy(), shape, edges, words, number, **options
-        )
-        size = math.prod(input.shape[1:])
-        factor = float(_factor(size - dropped, size, normalization, group))
+        return output.copy_(_dense(input, scale, key, threshold, block, shared, order, by_sample))
+    if input.numel() == 0:
+        return output
     last = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()
     rows = launch.contiguous(input.movedim(1, -1) if last else input)
     direct = output.stride() == (input.stride() if last else rows.stride())
@@ -364,16 +386,22 @@ def _kernel(
     launch.cpu_kernel().drop_block(
         launch.buffer(target).reshape(-1),
         launch.buffer(rows).reshape(-1),
-        shape,
-        edges,
-        words,
-        number,
-        factor,
+        *_shapes(input.shape, block),
+        launch.key_words(key.tolist()),
+        launch.number(threshold),
+        None if by_sample else float(scale),
+        shared=shared,
+        order=tuple(order),
         channels_last=last,
         threads=torch.get_num_threads(),
-        **options,
     )
     return output if direct else output.copy_(target)
+
+
+def _shapes(shape: Sequence[int], block: Sequence[int]) -> tuple[Any, Any]:
+    """The input's shape and the block's edges as the kernel takes them: in three dimensions."""
+    thin = [1] * (3 - len(block))
+    return (*shape[:2], *thin, *shape[2:]), (*thin, *block)
 
 
 def _fake(input: Tensor, *others: Any) -> Tensor:
@@ -381,18 +409,18 @@ def _fake(input: Tensor, *others: Any) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
-    _, key, threshold, scale, *ctx.numbers = inputs
-    ctx.save_for_backward(key, threshold, scale)
+    _, scale, key, threshold, *ctx.numbers = inputs
+    ctx.save_for_backward(scale, key, threshold)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return _blocks(gradient, *ctx.saved_tensors, *ctx.numbers), *[None] * 8
+    return _blocks(gradient, *ctx.saved_tensors, *ctx.numbers), *[None] * 7
 
 
 _blocks = autograd.recomputed(
     "drop_block",
-    "(Tensor input, Tensor key, Tensor threshold, Tensor scale, SymInt[] block, bool shared, "
-    "str normalization, str group, SymInt[] order) -> Tensor",
+    "(Tensor input, Tensor scale, Tensor key, Tensor threshold, SymInt[] block, bool shared, "
+    "SymInt[] order, bool by_sample) -> Tensor",
     _dense,
     _fake,
     _setup,
@@ -401,20 +429,71 @@ _blocks = autograd.recomputed(
 )
 
 
-# ---- the layers ------------------------------------------------------------------------------
+# ---- the factor of a batch ---------------------------------------------------------------------
 
 
-def _check_normalization(normalization: Any) -> None:
-    if normalization not in NORMALIZATIONS:
-        raise InvalidValueError(
-            f'`normalization` must be "sample", "batch" or "expectation"; got {normalization!r}.'
+def _batch_factor(
+    batch: Tensor,
+    key: Tensor,
+    threshold: Tensor,
+    block: Sequence[int],
+    shared: bool,
+    order: Sequence[int],
+    group: dist.ProcessGroup | None,
+) -> Tensor:
+    """The batch's size over what is kept of it. Backward uses the same, and counts no more."""
+    if autograd.is_transformed(batch):
+        kept = _mask(batch.shape, key, threshold, block, shared, order).sum()
+    else:
+        count = torch.ops.dropseed.drop_block_kept
+        kept = count(key, threshold, batch.shape, block, shared, order)
+    both = torch.stack((torch.full_like(kept, batch.numel()), kept))
+    if group is not None:
+        dist.all_reduce(both, group=group)
+    return _quotient(*both.unbind())
+
+
+def _kept(
+    key: Tensor,
+    threshold: Tensor,
+    shape: Sequence[int],
+    block: Sequence[int],
+    shared: bool,
+    order: Sequence[int],
+) -> Tensor:
+    """How many elements of a batch are kept."""
+    if not key.is_cpu:
+        return _mask(shape, key, threshold, block, shared, order).sum()
+    dropped = torch.zeros(shape[0], dtype=torch.int64)
+    if math.prod(shape):
+        launch.cpu_kernel().drop_block_counts(
+            dropped.numpy(),
+            *_shapes(shape, block),
+            launch.key_words(key.tolist()),
+            launch.number(threshold),
+            shared=shared,
+            order=tuple(order),
         )
+    return math.prod(shape) - dropped.sum()
+
+
+autograd.define(
+    "drop_block_kept",
+    "(Tensor key, Tensor threshold, SymInt[] shape, SymInt[] block, bool shared, SymInt[] order)"
+    " -> Tensor",
+    _kept,
+    lambda key, *others: key.new_empty(()),
+)
+
+
+# ---- the layers ------------------------------------------------------------------------------
 
 
 class _DropBlock(RateLayer, _DropoutNd):
     """What the layers share: all but the number of dimensions."""
 
     function: Any
+    rank: int
 
     def __init__(
         self,
@@ -425,16 +504,18 @@ class _DropBlock(RateLayer, _DropoutNd):
         shared: bool = False,
         exact: bool = False,
         normalization: str = "sample",
-        group: dist.ProcessGroup | None = None,
     ) -> None:
         _check_normalization(normalization)
-        dimensions(block_size, "block_size", low=1)
+        if len(dimensions(block_size, "block_size", low=1)) not in (1, self.rank):
+            raise InvalidValueError(
+                f"`block_size` must be one integer or one for each of {self.rank} dimensions; "
+                f"got {block_size!r}."
+            )
         super().__init__(p, inplace)
         self.block_size = block_size
         self.shared = shared
         self.exact = exact
         self.normalization = normalization
-        self.group = group
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop blocks in training, return the input in evaluation."""
@@ -448,7 +529,6 @@ class _DropBlock(RateLayer, _DropoutNd):
             shared=self.shared,
             exact=self.exact,
             normalization=self.normalization,
-            group=self.group,
         )
         return output
 
@@ -472,7 +552,6 @@ class DropBlock1d(_DropBlock):
         shared: whether the channels share their blocks.
         exact: whether the fraction dropped is `p` exactly, overlaps and borders included.
         normalization: "sample", "batch" or "expectation".
-        group: the processes over which "batch" counts.
 
     Shape:
         Input and output: (N, C, L) or (C, L).
@@ -486,6 +565,7 @@ class DropBlock1d(_DropBlock):
     """
 
     function = staticmethod(drop_block1d)
+    rank = 1
 
 
 class DropBlock2d(_DropBlock):
@@ -498,7 +578,6 @@ class DropBlock2d(_DropBlock):
         shared: whether the channels share their blocks.
         exact: whether the fraction dropped is `p` exactly, overlaps and borders included.
         normalization: "sample", "batch" or "expectation".
-        group: the processes over which "batch" counts.
 
     Shape:
         Input and output: (N, C, H, W) or (C, H, W).
@@ -512,6 +591,7 @@ class DropBlock2d(_DropBlock):
     """
 
     function = staticmethod(drop_block2d)
+    rank = 2
 
 
 class DropBlock3d(_DropBlock):
@@ -524,7 +604,6 @@ class DropBlock3d(_DropBlock):
         shared: whether the channels share their blocks.
         exact: whether the fraction dropped is `p` exactly, overlaps and borders included.
         normalization: "sample", "batch" or "expectation".
-        group: the processes over which "batch" counts.
 
     Shape:
         Input and output: (N, C, D, H, W) or (C, D, H, W).
@@ -538,3 +617,4 @@ class DropBlock3d(_DropBlock):
     """
 
     function = staticmethod(drop_block3d)
+    rank = 3

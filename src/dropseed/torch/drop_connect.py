@@ -6,6 +6,7 @@ the layer and its gradients are the two ops of `autograd.bilinear`, and draw the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,12 +18,13 @@ from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.kernels import eager
 from dropseed.mask import Key
 from dropseed.mask.rate import ALL
-from dropseed.mask.shard import Draws
+from dropseed.mask.shard import Draws, dimensions
 from dropseed.torch import autograd, launch, noise
 
 Sizes = int | Sequence[int]
 
 MODES = ("sample", "batch")
+_SAMPLED = 2**20  # elements of samples that are drawn at once
 _CONVOLUTIONS: tuple[Any, ...] = (None, theirs.conv1d, theirs.conv2d, theirs.conv3d)
 
 
@@ -43,9 +45,9 @@ def drop_connect_linear(
     """A linear layer of whose weights a random fraction is dropped.
 
     Wan, Zeiler, Zhang, LeCun and Fergus 2013, "Regularization of neural networks using
-    DropConnect", section 3: ``output = ((mask * weight) @ input + bias) / (1 - p)``, where the bias
-    is left alone by default. Each sample has a mask of its own, as in the paper; the products are
-    formed while the mask is drawn, and no tensor of masks is.
+    DropConnect", section 3: ``output = (mask * weight) @ input / (1 - p) + bias``. Each sample has
+    a mask of its own, as in the paper; the products are summed while the mask is drawn, so that
+    there is no tensor of masks (but for the transforms of `torch.func`, which must see them).
 
     Args:
         input: floating-point tensor (N, *, I), or (I,) for one sample. What lies between the first
@@ -78,17 +80,19 @@ def drop_connect_linear(
                 [6., 8., 4.]])
     """
     _check(input, weight, bias, p, mode, scaling)
-    order = noise.checked_shard(shard)
     if weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         raise InvalidValueError(
             f"`input` and `weight` must be (N, *, I) and (O, I); "
             f"got {tuple(input.shape)} and {tuple(weight.shape)}."
         )
     batch = input.unsqueeze(0) if input.dim() == 1 else input
-    masked = _linear if input.dim() <= 2 else _linear_of_positions
+    order = noise.checked_shard(shard, batch.shape[0], weight.numel())
     settings = p, training, key, mode, drop_bias, scaling, order
-    output = _connect(theirs.linear, masked, -1, batch, weight, bias, *settings)
-    return output if batch is input else output.squeeze(0)
+    if math.prod(batch.shape[1:-1]) == 1:  # a sample has one position
+        rows = batch if batch.dim() == 2 else batch.reshape(batch.shape[0], batch.shape[-1])
+        output = _connect(theirs.linear, _linear, -1, rows, weight, bias, *settings)
+        return output.reshape(*input.shape[:-1], weight.shape[0])
+    return _connect(theirs.linear, _linear_of_positions, -1, input, weight, bias, *settings)
 
 
 @noise.overridable
@@ -143,7 +147,6 @@ def drop_connect_conv(
                 [[4., 4.]]])
     """
     _check(input, weight, bias, p, mode, scaling)
-    order = noise.checked_shard(shard)
     rank = weight.dim() - 2
     if rank not in (1, 2, 3) or input.dim() not in (rank + 1, rank + 2):
         raise InvalidValueError(
@@ -156,11 +159,19 @@ def drop_connect_conv(
             f"{tuple(weight.shape)} in {groups} groups; got {tuple(input.shape)}."
         )
     batch = input if input.dim() == rank + 2 else input.unsqueeze(0)
+    order = noise.checked_shard(shard, batch.shape[0], weight.numel())
     geometry: list[Any] = [
-        (size,) * rank if isinstance(size, int) else tuple(size)
-        for size in (stride, padding, dilation)
+        _per_dimension(stride, "stride", 1, rank),
+        _per_dimension(padding, "padding", 0, rank),
+        _per_dimension(dilation, "dilation", 1, rank),
+        groups,
     ]
-    geometry.append(groups)
+    shape = _conv_shape(batch, weight, *geometry, order)
+    if min(shape[2:]) < 1:
+        raise InvalidValueError(
+            f"`weight` must fit into the padded `input`; got {tuple(weight.shape)} for "
+            f"{tuple(input.shape)}."
+        )
 
     def plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor = _CONVOLUTIONS[rank](input, weight, bias, *geometry)
@@ -174,6 +185,19 @@ def drop_connect_conv(
     return output if batch is input else output.squeeze(0)
 
 
+def _per_dimension(value: Any, name: str, low: int, rank: int) -> tuple[int, ...]:
+    if isinstance(value, str):
+        raise InvalidTypeError(
+            f"`{name}` must be integers; got {value!r}. The layers know {value!r} as torch's do."
+        )
+    numbers = dimensions(value, name, low)
+    if len(numbers) not in (1, rank):
+        raise InvalidValueError(
+            f"`{name}` must be one integer or one for each of {rank} dimensions; got {value!r}."
+        )
+    return numbers if len(numbers) == rank else numbers * rank
+
+
 def check_mode(mode: Any) -> None:
     """Refuse an unknown mode."""
     if mode not in MODES:
@@ -184,9 +208,20 @@ def _check(input: Any, weight: Any, bias: Any, p: Any, mode: str, scaling: str) 
     noise.check_input(input)
     noise.check_dense(input)
     noise.check_input(weight, "weight")
+    if bias is not None:
+        noise.check_input(bias, "bias")
+        if bias.shape != weight.shape[:1]:
+            raise InvalidValueError(
+                f"`bias` must have shape {tuple(weight.shape[:1])}, one number for each of "
+                f"the weight's rows; got {tuple(bias.shape)}."
+            )
     casts = _autocast_type(input) is not None
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != input.dtype and not casts:
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.is_complex():
+            raise InvalidTypeError(f"`{name}` must be real; got {tensor.dtype}.")
+        if tensor.dtype != input.dtype and not casts:
             raise InvalidTypeError(
                 f"`{name}` must have the type of `input`, {input.dtype}; got {tensor.dtype}."
             )
@@ -242,8 +277,10 @@ def _connect(
 
 
 def _autocast_type(input: Tensor) -> torch.dtype | None:
-    """The type that autocast wants of products, if it is on."""
+    """The type that autocast wants of products, if it is on; it leaves float64 alone."""
     device = input.device.type
+    if input.dtype == torch.float64:
+        return None
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
@@ -359,6 +396,8 @@ _linear = autograd.bilinear(
 
 def _linear_of_positions(input: Tensor, weight: Tensor, *numbers: Any) -> Tensor:
     """Positions that share their sample's mask: a convolution with a kernel of one."""
+    if input.numel() == 0:  # which no convolution takes
+        return theirs.linear(input, weight)
     rows, kernel = input.flatten(1, -2).transpose(1, 2), weight.unsqueeze(-1)
     output = _convolution(rows, kernel, *numbers[:3], (1,), (0,), (1,), 1, numbers[3])
     return output.transpose(1, 2).reshape(*input.shape[:-1], weight.shape[0])
@@ -456,7 +495,8 @@ def moments(
     """The activation's mean over masks, by Gaussian samples of what goes into it.
 
     Wan et al. 2013, section 4 and algorithm 2: a sum of many dropped products is nearly Gaussian,
-    so its mean and variance are computed, samples are drawn, and the activation is averaged.
+    so its mean and variance are computed, samples are drawn, and the activation is averaged. The
+    moments are those of training, whatever the scaling. Halves and autocast compute in float32.
 
     Args:
         plain: ``plain(input, weight, bias)``, the layer without dropping.
@@ -471,7 +511,10 @@ def moments(
         scaling: "inverted", "original" or "none".
 
     Returns:
-        Tensor of the layer's output shape.
+        Tensor of the layer's output shape and type.
+
+    Raises:
+        TypeError, ValueError: as the layer does in training.
 
     Example:
         >>> x, w = torch.ones(1, 400), torch.full((1, 400), 0.05)
@@ -481,21 +524,27 @@ def moments(
         >>> round(moments(torch.nn.functional.linear, x, w, *arguments).item())
         20
     """
-    mean = plain(
-        input,
-        noise.drop(weight, p, False, False, None, scaling),
-        noise.drop(bias, p, False, False, None, scaling)
-        if bias is not None and drop_bias
-        else bias,
-    )
-    squares = None if bias is None or not drop_bias else bias**2
-    threshold, scale = noise.numbers(p, scaling)
-    rate = threshold.double() / ALL
-    variance = eager.scaled(plain(input**2, weight**2, squares), scale**2 * rate * (1 - rate))
-    spread = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
-    keys = eager.folds(noise.key_for(key, input), samples)
-    total = torch.zeros_like(mean)
-    for one in keys:
-        draws = torch.ops.dropseed.normals(one, mean.shape, False)
-        total = total + activation(mean + spread * draws.to(mean.dtype))
-    return total / samples
+    _check(input, weight, bias, p, "sample", scaling)
+    dtype = _autocast_type(input) or input.dtype
+    with torch.autocast(input.device.type, enabled=False):
+        x, w = input.to(_wide(dtype)), weight.to(_wide(dtype))
+        b = None if bias is None else bias.to(_wide(dtype))
+        threshold, scale = noise.numbers(p, scaling)
+        rate = threshold.double() / ALL
+        left = scale * (1 - rate)
+        if b is None or not drop_bias:
+            mean = eager.scaled(plain(x, w, None), left)
+            mean = mean if b is None else plain(torch.zeros_like(x), w, b) + mean
+            b = None
+        else:
+            mean = eager.scaled(plain(x, w, b), left)
+        squares = None if b is None else b**2
+        variance = eager.scaled(plain(x**2, w**2, squares), scale**2 * rate * (1 - rate))
+        spread = torch.where(variance == 0, 1, variance).sqrt() * (variance != 0)
+        total = torch.zeros_like(mean)
+        keys = eager.folds(noise.key_for(key, input), samples)
+        together = max(1, _SAMPLED // max(mean.numel(), 1))
+        for first in range(0, samples, together):
+            draws = torch.ops.dropseed.normals(keys[first : first + together], mean.shape, True)
+            total = total + activation(mean + spread * draws.to(mean.dtype)).sum(0)
+        return (total / samples).to(dtype)

@@ -50,10 +50,12 @@ class _DropConnect(KeyedLayer):
         **kwargs: Any,
     ) -> None:
         given = inspect.signature(self._like).bind(*args, **kwargs).arguments
-        if not isinstance(given.get("bias", True), bool):
-            raise InvalidTypeError(
-                f"`bias` must be True or False; got {given['bias']!r}. The rate is `p=`."
-            )
+        for name, value in given.items():
+            if isinstance(value, float) or (name == "bias" and not isinstance(value, bool)):
+                raise InvalidTypeError(
+                    f"`{name}` must be as in torch.nn.{self._like.__name__}; got {value!r}. "
+                    "The rate is given by name: p=."
+                )
         noise.check_rate(p)
         check_mode(mode)
         noise.check_scaling(scaling)

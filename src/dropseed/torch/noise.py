@@ -256,11 +256,22 @@ def check_dense(input: Tensor) -> None:
         )
 
 
-def checked_shard(shard: Any) -> tuple[int, int]:
-    """Which samples of a larger batch an input has: the first one's number, and the distance."""
+def checked_shard(shard: Any, samples: int, draws: int) -> tuple[int, int]:
+    """Which samples of a larger batch an input has: the first one's number, and the distance.
+
+    Each sample has `draws` of its own, the last of which must have an index below 2**63.
+    """
     if not isinstance(shard, tuple) or len(shard) != 2:
         raise InvalidValueError(f"`shard` must be (start, stride); got {shard!r}.")
-    return integer(shard[0], "shard[0]", 0, INDEX_END), integer(shard[1], "shard[1]", 1, INDEX_END)
+    start = integer(shard[0], "shard[0]", 0, INDEX_END)
+    stride = integer(shard[1], "shard[1]", 1, INDEX_END)
+    plain = start == 0 and stride == 1  # which no tensor that fits into memory can lead too far
+    if not plain and (start + stride * max(samples - 1, 0) + 1) * draws > INDEX_END:
+        raise InvalidValueError(
+            f"`shard` {shard} leads to a draw beyond 2**63 - 1, the last one: {samples} samples "
+            f"have {draws} draws each."
+        )
+    return start, stride
 
 
 def checked_rate(p: Any, name: str = "p") -> Rate:

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from dropseed.errors import InvalidTypeError, InvalidValueError
@@ -82,8 +84,9 @@ def drop_weights(module: Layer, names: str | Collection[str], rate: float | Tens
 
     A pass is a call of `module`, and each has fresh masks, or those of the key that `set_key`
     wrote. While it lasts the names stand for the dropped weights; parameters, `state_dict` and
-    optimizers never see them. A module must not run in two threads at once in training. Call
-    `torch.compile` afterwards: what has run compiled goes on as it was compiled.
+    optimizers never see them; nor do they see what a pass itself writes into a dropped weight. A
+    module must not run in two threads at once in training, nor call all of its `children()`, which
+    have one more. Call `torch.compile` afterwards: what has run compiled goes on as it was.
 
     Args:
         module: the module, changed in place; inside its wrapper if it is compiled or wrapped for
@@ -155,6 +158,13 @@ def remove(module: Layer, names: str | Collection[str] | None = None) -> Layer:
             f"{type(inner).__name__} has {reprlib.repr(list(passes))}."
         )
     for name in wanted:
+        drop = _holder(inner.get_submodule(passes[name].path), passes[name].name)
+        if drop is not None and drop._original is not None:
+            raise InvalidValueError(
+                f"`names` has {name!r}, whose drop `convert` put into a dropout layer's place, "
+                "too. Take both away by dropseed.torch.revert(model)."
+            )
+    for name in wanted:
         passes[name].remove_from(inner)
     return module
 
@@ -191,6 +201,8 @@ def why_not(owner: nn.Module, name: str) -> str | None:
         return f"is {weight.dtype}, not floating-point"
     if _holder(owner, name) is not None:
         return "is dropped already: call `remove` first"
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.sparse:
+        return "has sparse gradients: build the embedding with sparse=False"
     if isinstance(owner, _LISTS):
         return f"belongs to a {type(owner).__name__}, which would take the new child for its own"
     if hasattr(owner, _CHILD) and not isinstance(owner._modules.get(_CHILD), WeightDrops):
@@ -306,9 +318,16 @@ def _checked(module: nn.Module, names: Any) -> list[str]:
         if weight is not None
     }
     known = f"is no parameter: {type(module).__name__} has {reprlib.repr(list(owners))}"
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        raise InvalidValueError(
+            "`module` is the projection of an attention, which reads its weight without a call: "
+            'give the attention instead, with the name "out_proj.weight".'
+        )
     met = []
     for name in listed:
         reason = why_not(*owners[name]) if name in owners else known
+        if _is_parametrized(module, name):
+            reason = "is parametrized already, by torch.nn.utils.parametrize"
         if reason is None and owners[name] in met:
             reason = "is named twice"
         if reason is not None:
@@ -317,6 +336,12 @@ def _checked(module: nn.Module, names: Any) -> list[str]:
             )
         met.append(owners[name])
     return listed
+
+
+def _is_parametrized(module: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    owner = dict(module.named_modules(remove_duplicate=False)).get(path)
+    return owner is not None and parametrize.is_parametrized(owner, leaf)
 
 
 def _unwrapped(module: Any) -> nn.Module:
