@@ -11,7 +11,7 @@ from dropseed.torch import functional
 from dropseed.torch.concrete import ConcreteDropout, concrete_regularization
 from dropseed.torch.convert import convert, revert, sites
 from dropseed.torch.cutout import Cutout
-from dropseed.torch.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
+from dropseed.torch.drop_block_layers import DropBlock1d, DropBlock2d, DropBlock3d
 from dropseed.torch.drop_connect_layers import (
     DropConnectConv1d,
     DropConnectConv2d,
