@@ -1050,14 +1050,6 @@ def _zero_apart(y: Array, at: int, step: int, bits: Array, row: int) -> None:
 
 
 @_inner
-def _scale_piece(y: Array, x: Any, at: int, count: int, factor: Any) -> None:
-    if x is None:
-        _scale_all_in_place(y[at : at + count], factor)
-    else:
-        _scale_all(y[at : at + count], x[at : at + count], factor)
-
-
-@_inner
 def _apply_maps(y: Array, x: Any, at: int, sizes: Any, marks: Any, factor: Any) -> None:
     """Scale and zero one sample whose maps lie one after the other."""
     _, channels, high, wide, long = sizes
@@ -1067,7 +1059,7 @@ def _apply_maps(y: Array, x: Any, at: int, sizes: Any, marks: Any, factor: Any) 
         for top in range(0, rows, few):
             stop = min(top + few, rows)
             place = at + (again * rows + top) * long
-            _scale_piece(y, x, place, (stop - top) * long, factor)
+            _apply_one(y, x, place, (stop - top) * long, True, factor)
             _zero_rows(y, place, long, marks, top, stop)
 
 
@@ -1078,7 +1070,7 @@ def _apply_pixels(y: Array, x: Any, at: int, sizes: Any, marks: Any, factor: Any
     bits, _ = marks
     for row in range(high * wide):
         place = at + row * long * channels
-        _scale_piece(y, x, place, long * channels, factor)
+        _apply_one(y, x, place, long * channels, True, factor)
         for channel in range(channels):
             shown = channel * high * wide % bits.shape[0] + row
             _zero_apart(y, place + channel, channels, bits, shown)
@@ -1257,6 +1249,50 @@ def _connect(
                 )
 
 
+@_inner
+def _add_pair(
+    gx: Array,
+    sums: Array,
+    tile: Array,
+    vectors: Array,
+    slopes: Array,
+    drawn: Any,
+    start: int,
+    count: int,
+    high: int,
+    least: Any,
+) -> None:
+    """What a tile's columns from `start` on add to the gradients of it and of one or two samples.
+
+    Two sums of products share a loop: those of two samples, or those of two rows of the tile.
+    """
+    stop = _padded(start + count)
+    for r in range(high):
+        _add_two(
+            sums[r, start:stop],
+            vectors[0, start:stop],
+            vectors[1, start:stop],
+            slopes[0, r],
+            slopes[1, r],
+            drawn[0][r * count :],
+            drawn[1][r * count :],
+            least,
+        )
+    for k in range(gx.shape[0]):
+        for r in range(0, high, 2):
+            after = r + 1 if r + 1 < high else r  # whose factor is then 0
+            _add_two(
+                gx[k, start:stop],
+                tile[r, start:stop],
+                tile[r + 1, start:stop],
+                slopes[k, r],
+                slopes[k, r + 1],
+                drawn[k][r * count :],
+                drawn[k][after * count :],
+                least,
+            )
+
+
 @_kernel
 def _connect_back(
     gx: Array,
@@ -1274,8 +1310,7 @@ def _connect_back(
     """Both gradients of `_connect`: each lane has its own sum for `gx`; to `gw` all is added."""
     samples, outputs, inputs = sizes
     scratch, other, least = _scratch(), _scratch(), _least(threshold)
-    u, v, rows = scratch[1], other[1], _tile_rows(outputs, inputs)
-    width, dtype = _padded(inputs), gx.dtype
+    rows, width, dtype = _tile_rows(outputs, inputs), _padded(inputs), gx.dtype
     tile, sums = np.zeros((rows + 1, width), dtype), np.zeros((rows, width), dtype)
     vectors, slopes = np.zeros((2, width), dtype), np.zeros((2, rows + 1), dtype)
     tiles, lanes = (outputs + rows - 1) // rows, gx.shape[0]
@@ -1297,41 +1332,14 @@ def _connect_back(
                         slopes[k, r] = dtype.type(scale) * slope
                 draw = ((order[0] + sample * order[1]) * outputs + top) * inputs
                 after = draw + order[1] * outputs * inputs
+                both = gx[lane, sample : sample + pair]
                 for start in range(0, inputs, CHUNK):
                     count = min(CHUNK, inputs - start)
-                    stop = _padded(start + count)
-                    first = _draw(scratch, key, draw + start, high * count, threshold)
-                    second = 0
+                    u = scratch[1][_draw(scratch, key, draw + start, high * count, threshold) :]
+                    v = u
                     if pair == 2:
-                        second = _draw(other, key, after + start, high * count, threshold)
-                    for r in range(high):
-                        a = u[first + r * count :]
-                        b = v[second + r * count :] if pair == 2 else a
-                        _add_two(
-                            sums[r, start:stop],
-                            vectors[0, start:stop],
-                            vectors[1, start:stop],
-                            slopes[0, r],
-                            slopes[1, r],
-                            a,
-                            b,
-                            least,
-                        )
-                    for k in range(pair):
-                        bytes_ = u[first:] if k == 0 else v[second:]
-                        for r in range(0, high, 2):
-                            a = bytes_[r * count :]
-                            b = bytes_[(r + 1) * count :] if r + 1 < high else a
-                            _add_two(
-                                gx[lane, sample + k, start:stop],
-                                tile[r, start:stop],
-                                tile[r + 1, start:stop],
-                                slopes[k, r],
-                                slopes[k, r + 1],
-                                a,
-                                b,
-                                least,
-                            )
+                        v = other[1][_draw(other, key, after + start, high * count, threshold) :]
+                    _add_pair(both, sums, tile, vectors, slopes, (u, v), start, count, high, least)
             for r in range(high):
                 first = (top + r) * inputs
                 for i in range(inputs):
@@ -1801,8 +1809,8 @@ def drop_connect_backward(
     if threshold == ALL or gy.size == 0 or inputs == 0:
         gx[:], gw[:] = 0, 0
         return
-    lanes = min(LANES, -(-outputs // max(1, min(outputs, CHUNK // inputs))))
-    width = -(-inputs // 64) * 64
+    lanes = min(LANES, -(-outputs // _tile_rows.py_func(outputs, inputs)))
+    width = _padded.py_func(inputs)
     block = max(64, LANE_ELEMENTS // width)
     gw[:] = 0
     for start in range(0, samples, block):

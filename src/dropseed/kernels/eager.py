@@ -239,7 +239,7 @@ def apply(
         >>> apply(torch.tensor([1.0, torch.nan]), torch.tensor([True, False]), 2.0)
         tensor([2., 0.])
     """
-    compute = _compute_type(input)
+    compute = compute_type(input.dtype)
     kept = input.to(compute) * _rounded(scale, compute)
     if shift is not None:
         kept = kept + _rounded(shift, compute)
@@ -263,7 +263,7 @@ def noisy(input: Tensor, draws: Tensor, sigma: Tensor | float) -> Tensor:
         >>> noisy(torch.ones(2), torch.tensor([0.0, 2.0]), 0.5)
         tensor([1., 2.])
     """
-    compute = _compute_type(input)
+    compute = compute_type(input.dtype)
     real = compute.to_real()
     factors = draws.to(real) * _rounded(sigma, real) + 1
     product = (input.to(compute) * factors).to(input.dtype)
@@ -285,14 +285,14 @@ def scaled(input: Tensor, scale: Tensor | float) -> Tensor:
         >>> scaled(torch.ones(2, dtype=torch.float16), 0.75)
         tensor([0.7500, 0.7500], dtype=torch.float16)
     """
-    compute = _compute_type(input)
+    compute = compute_type(input.dtype)
     product: Tensor = input.to(compute) * _rounded(scale, compute)
     return product.to(input.dtype)
 
 
-def _compute_type(input: Tensor) -> torch.dtype:
-    half = input.dtype in (torch.float16, torch.bfloat16)
-    return torch.float32 if half else input.dtype
+def compute_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which values of a type are computed: float32 for halves, else their own."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _rounded(number: Any, compute: torch.dtype) -> Any:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dropseed.errors import InvalidValueError
 from dropseed.mask.key import integer
-from dropseed.mask.shard import INDEX_END, Shape, dimensions
+from dropseed.mask.shard import INDEX_END, Shape, dimensions, each_dimension
 
 
 class Variant(NamedTuple):
@@ -141,13 +141,8 @@ def block_edges(block_size: Shape | None, spatial: tuple[int, ...]) -> tuple[int
     """
     if block_size is None:
         raise InvalidValueError('`block_size` is needed for "drop_block": one integer a dimension.')
-    edges = dimensions(block_size, "block_size")
-    if len(edges) not in (1, len(spatial)):
-        raise InvalidValueError(
-            f"`block_size` must be one integer or one for each dimension of the map {spatial}; "
-            f"got {block_size!r}."
-        )
-    edges = edges if len(edges) == len(spatial) else edges * len(spatial)
+    wanted = f"dimension of the map {spatial}"
+    edges = each_dimension(block_size, "block_size", len(spatial), each=wanted)
     if not all(1 <= e <= n for e, n in zip(edges, spatial, strict=True)):
         raise InvalidValueError(
             f"`block_size` must be between 1 and the map {spatial} in each dimension; "

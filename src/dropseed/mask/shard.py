@@ -115,6 +115,19 @@ def dimensions(shape: Shape, name: str, low: int = 0) -> tuple[int, ...]:
     return tuple(integer(size, name, low, INDEX_END) for size in sizes)
 
 
+def each_dimension(
+    value: Shape, name: str, rank: int, low: int = 0, *, each: str = ""
+) -> tuple[int, ...]:
+    """One integer for each of `rank` dimensions, from one or as many; `each` words the error."""
+    numbers = dimensions(value, name, low)
+    if len(numbers) not in (1, rank):
+        each = each or f"of {rank} dimensions"
+        raise InvalidValueError(
+            f"`{name}` must be one integer or one for each {each}; got {value!r}."
+        )
+    return numbers if len(numbers) == rank else numbers * rank
+
+
 def _per_dimension(value: Shape, name: str, default: int, rank: int) -> tuple[int, ...]:
     """`start` or `stride` for each dimension; `default` is also the least that makes sense."""
     numbers = dimensions(value, name, low=default)

@@ -184,9 +184,9 @@ def bilinear(
             return pull(gradient)
         return getattr(ops, back)(input, weight, gradient, *rest)
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any, leading: int = 2) -> None:
-        ctx.numbers = inputs[leading + 3 :]
-        ctx.save_for_backward(*inputs[: leading + 3])
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*(one for one in inputs if isinstance(one, Tensor)))
+        ctx.numbers = [one for one in inputs if not isinstance(one, Tensor)]
 
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         x, w, *rest = ctx.saved_tensors
@@ -201,11 +201,7 @@ def bilinear(
 
     register = torch.library.register_autograd
     register(f"dropseed::{name}", backward, setup_context=setup)
-    register(
-        f"dropseed::{back}",
-        backward_again,
-        setup_context=lambda ctx, inputs, output: setup(ctx, inputs, output, 3),
-    )
+    register(f"dropseed::{back}", backward_again, setup_context=setup)
     return call
 
 

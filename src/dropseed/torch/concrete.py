@@ -151,7 +151,7 @@ def _rate(logit: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _compute_type(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+    return eager.compute_type(dtype).to_real()
 
 
 # ---- the layer -------------------------------------------------------------------------------

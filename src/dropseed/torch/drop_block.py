@@ -260,9 +260,8 @@ def _strength(
 ) -> tuple[Any, Any]:
     """Gamma's threshold, and one over the fraction that is kept on average, where it is used."""
     if not isinstance(p, Tensor):
-        ratio = noise.checked_rate(
-            p
-        ).value.as_integer_ratio()  # which the compiler keeps as numbers
+        # Integers, because the compiler may take a float for a symbol.
+        ratio = noise.checked_rate(p).value.as_integer_ratio()
         number, scale = _number_strength(ratio, sizes, edges, exact)
         return number, scale if norm == "expectation" else 1.0
     paper, *table = _constants(sizes, edges)

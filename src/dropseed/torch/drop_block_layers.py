@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from dropseed.errors import InvalidValueError
-from dropseed.mask.shard import dimensions
+from dropseed.mask.shard import each_dimension
 from dropseed.torch.base import RateLayer
 from dropseed.torch.drop_block import (
     check_normalization,
@@ -36,11 +35,7 @@ class _DropBlock(RateLayer, _DropoutNd):
         normalization: str = "sample",
     ) -> None:
         check_normalization(normalization)
-        if len(dimensions(block_size, "block_size", low=1)) not in (1, self.rank):
-            raise InvalidValueError(
-                f"`block_size` must be one integer or one for each of {self.rank} dimensions; "
-                f"got {block_size!r}."
-            )
+        each_dimension(block_size, "block_size", self.rank, low=1)
         super().__init__(p, inplace)
         self.block_size = block_size
         self.shared = shared

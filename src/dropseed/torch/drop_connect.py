@@ -17,14 +17,12 @@ from torch.nn import functional as theirs
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.kernels import eager
 from dropseed.mask import Key
-from dropseed.mask.rate import ALL
-from dropseed.mask.shard import Draws, dimensions
+from dropseed.mask.shard import Draws, each_dimension
 from dropseed.torch import autograd, launch, noise
 
 Sizes = int | Sequence[int]
 
 MODES = ("sample", "batch")
-_SAMPLED = 2**20  # elements of samples that are drawn at once
 _CONVOLUTIONS: tuple[Any, ...] = (None, theirs.conv1d, theirs.conv2d, theirs.conv3d)
 
 
@@ -79,7 +77,7 @@ def drop_connect_linear(
         tensor([[4., 6., 4.],
                 [6., 8., 4.]])
     """
-    _check(input, weight, bias, p, mode, scaling)
+    check(input, weight, bias, p, mode, scaling)
     if weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         raise InvalidValueError(
             f"`input` and `weight` must be (N, *, I) and (O, I); "
@@ -146,7 +144,7 @@ def drop_connect_conv(
         <BLANKLINE>
                 [[4., 4.]]])
     """
-    _check(input, weight, bias, p, mode, scaling)
+    check(input, weight, bias, p, mode, scaling)
     rank = weight.dim() - 2
     if rank not in (1, 2, 3) or input.dim() not in (rank + 1, rank + 2):
         raise InvalidValueError(
@@ -161,9 +159,9 @@ def drop_connect_conv(
     batch = input if input.dim() == rank + 2 else input.unsqueeze(0)
     order = noise.checked_shard(shard, batch.shape[0], weight.numel())
     geometry: list[Any] = [
-        _per_dimension(stride, "stride", 1, rank),
-        _per_dimension(padding, "padding", 0, rank),
-        _per_dimension(dilation, "dilation", 1, rank),
+        _numbers(stride, "stride", 1, rank),
+        _numbers(padding, "padding", 0, rank),
+        _numbers(dilation, "dilation", 1, rank),
         groups,
     ]
     shape = _conv_shape(batch, weight, *geometry, order)
@@ -185,17 +183,12 @@ def drop_connect_conv(
     return output if batch is input else output.squeeze(0)
 
 
-def _per_dimension(value: Any, name: str, low: int, rank: int) -> tuple[int, ...]:
+def _numbers(value: Any, name: str, low: int, rank: int) -> tuple[int, ...]:
     if isinstance(value, str):
         raise InvalidTypeError(
             f"`{name}` must be integers; got {value!r}. The layers know {value!r} as torch's do."
         )
-    numbers = dimensions(value, name, low)
-    if len(numbers) not in (1, rank):
-        raise InvalidValueError(
-            f"`{name}` must be one integer or one for each of {rank} dimensions; got {value!r}."
-        )
-    return numbers if len(numbers) == rank else numbers * rank
+    return each_dimension(value, name, rank, low)
 
 
 def check_mode(mode: Any) -> None:
@@ -204,7 +197,8 @@ def check_mode(mode: Any) -> None:
         raise InvalidValueError(f'`mode` must be "sample" or "batch"; got {mode!r}.')
 
 
-def _check(input: Any, weight: Any, bias: Any, p: Any, mode: str, scaling: str) -> None:
+def check(input: Any, weight: Any, bias: Any, p: Any, mode: str, scaling: str) -> None:
+    """Refuse what no product with dropped weights can take."""
     noise.check_input(input)
     noise.check_dense(input)
     noise.check_input(weight, "weight")
@@ -215,7 +209,7 @@ def _check(input: Any, weight: Any, bias: Any, p: Any, mode: str, scaling: str) 
                 f"`bias` must have shape {tuple(weight.shape[:1])}, one number for each of "
                 f"the weight's rows; got {tuple(bias.shape)}."
             )
-    casts = _autocast_type(input) is not None
+    casts = autocast_type(input) is not None
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
@@ -262,7 +256,7 @@ def _connect(
         return plain(input, weight, bias)
     key = noise.key_for(Key(0) if key is None and not noise.draws(p) else key, input)
     threshold, scale = noise.numbers(p, scaling)
-    dtype = _autocast_type(input) or input.dtype
+    dtype = autocast_type(input) or input.dtype
     output = masked(input.to(dtype), weight.to(dtype), key, threshold, scale, order)
     if bias is None:
         return output
@@ -276,7 +270,7 @@ def _connect(
     return output + bias.to(dtype).reshape(shape)
 
 
-def _autocast_type(input: Tensor) -> torch.dtype | None:
+def autocast_type(input: Tensor) -> torch.dtype | None:
     """The type that autocast wants of products, if it is on; it leaves float64 alone."""
     device = input.device.type
     if input.dtype == torch.float64:
@@ -314,10 +308,6 @@ def _dense_weights(
     return eager.apply(weight, mask, scale)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 # ---- linear ----------------------------------------------------------------------------------
 
 
@@ -336,7 +326,7 @@ def _linear_product(
             number = order[0] + i * order[1]
             output[i] = _of_sample(weight, key, threshold, scale, number) @ row
         return output
-    output = torch.empty((n, outputs), dtype=_wide(input.dtype))
+    output = torch.empty((n, outputs), dtype=eager.compute_type(input.dtype))
     launch.cpu_kernel().drop_connect(
         output.numpy().reshape(-1),
         *(launch.buffer(launch.contiguous(tensor)).reshape(-1) for tensor in (input, weight)),
@@ -359,7 +349,7 @@ def _linear_gradients(
     scale: Tensor,
     order: Any,
 ) -> tuple[Tensor, Tensor]:
-    wide = _wide(input.dtype)
+    wide = eager.compute_type(input.dtype)
     to_input, to_weight = (
         torch.zeros(tensor.shape, dtype=wide, device=tensor.device) for tensor in (input, weight)
     )
@@ -444,7 +434,7 @@ def _conv_gradients(
     stride, padding, dilation, groups, order = numbers
     geometry = stride, padding, dilation, False, [0] * len(stride), groups
     to_input = input.new_empty(input.shape)
-    to_weight = weight.new_zeros(weight.shape, dtype=_wide(weight.dtype))
+    to_weight = weight.new_zeros(weight.shape, dtype=eager.compute_type(weight.dtype))
     for i in range(input.shape[0]):
         mask = key, threshold, scale, order[0] + i * order[1]
         one, kernel = input[i : i + 1], _of_sample(weight, *mask)
@@ -475,76 +465,3 @@ _convolution = autograd.bilinear(
     _conv_gradients,
     _conv_shape,
 )
-
-
-# ---- inference by moments ----------------------------------------------------------------------
-
-
-def moments(
-    plain: Callable[..., Tensor],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    p: float | Tensor,
-    key: Key | Tensor | None,
-    activation: Callable[[Tensor], Tensor],
-    samples: int,
-    drop_bias: bool,
-    scaling: str,
-) -> Tensor:
-    """The activation's mean over masks, by Gaussian samples of what goes into it.
-
-    Wan et al. 2013, section 4 and algorithm 2: a sum of many dropped products is nearly Gaussian,
-    so its mean and variance are computed, samples are drawn, and the activation is averaged. The
-    moments are those of training, whatever the scaling. Halves and autocast compute in float32.
-
-    Args:
-        plain: ``plain(input, weight, bias)``, the layer without dropping.
-        input: as the layer takes it.
-        weight: likewise.
-        bias: likewise, or None.
-        p: the fraction of the weights dropped.
-        key: sample z draws by the derived key ``fold(z)``; by default a seed is drawn.
-        activation: what the layer's output goes through, element by element.
-        samples: how many samples.
-        drop_bias: whether the bias drops out too.
-        scaling: "inverted", "original" or "none".
-
-    Returns:
-        Tensor of the layer's output shape and type.
-
-    Raises:
-        TypeError, ValueError: as the layer does in training.
-
-    Example:
-        >>> x, w = torch.ones(1, 400), torch.full((1, 400), 0.05)
-        >>> arguments = None, 0.5, Key(0), torch.relu, 1000, False, "inverted"
-        >>> moments(torch.nn.functional.linear, x, w - 0.05, *arguments)
-        tensor([[0.]])
-        >>> round(moments(torch.nn.functional.linear, x, w, *arguments).item())
-        20
-    """
-    _check(input, weight, bias, p, "sample", scaling)
-    dtype = _autocast_type(input) or input.dtype
-    with torch.autocast(input.device.type, enabled=False):
-        x, w = input.to(_wide(dtype)), weight.to(_wide(dtype))
-        b = None if bias is None else bias.to(_wide(dtype))
-        threshold, scale = noise.numbers(p, scaling)
-        rate = threshold.double() / ALL
-        left = scale * (1 - rate)
-        if b is None or not drop_bias:
-            mean = eager.scaled(plain(x, w, None), left)
-            mean = mean if b is None else plain(torch.zeros_like(x), w, b) + mean
-            b = None
-        else:
-            mean = eager.scaled(plain(x, w, b), left)
-        squares = None if b is None else b**2
-        variance = eager.scaled(plain(x**2, w**2, squares), scale**2 * rate * (1 - rate))
-        spread = torch.where(variance == 0, 1, variance).sqrt() * (variance != 0)
-        total = torch.zeros_like(mean)
-        keys = eager.folds(noise.key_for(key, input), samples)
-        together = max(1, _SAMPLED // max(mean.numel(), 1))
-        for first in range(0, samples, together):
-            draws = torch.ops.dropseed.normals(keys[first : first + together], mean.shape, True)
-            total = total + activation(mean + spread * draws.to(mean.dtype)).sum(0)
-        return (total / samples).to(dtype)

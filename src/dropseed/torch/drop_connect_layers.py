@@ -17,8 +17,8 @@ from dropseed.torch.drop_connect import (
     check_mode,
     drop_connect_conv,
     drop_connect_linear,
-    moments,
 )
+from dropseed.torch.drop_connect_moments import moments
 from dropseed.torch.keyed import KeyedLayer
 
 _USUAL: dict[str, Any] = {
