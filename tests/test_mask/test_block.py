@@ -50,12 +50,16 @@ def test_single_elements_and_whole_maps_have_gamma_equal_to_the_rate(pairs):
 
 
 @example([(59, 58), (59, 58), (7, 3)], 1e-17)  # where rounding might lead below 0
+@example([(3, 2)], 1 - 2**-53)  # where what is kept has fewer digits than what is lost
+@example([(43, 14)], 1 - 2**-53)
 @given(MAPS, st.floats(0, 1))
 def test_exact_gamma_drops_the_rate(pairs, rate):
     covered = coverage(*split(pairs))
     gamma = exact_gamma(rate, covered)
     assert 0 <= gamma <= 1
-    assert 1 - kept_fraction(gamma, covered) == pytest.approx(rate, rel=1e-9, abs=1e-12)
+    kept = kept_fraction(gamma, covered)
+    assert 1 - kept == pytest.approx(rate, rel=1e-9, abs=1e-12)
+    assert kept == pytest.approx(1 - rate, rel=1e-9, abs=1e-15)
 
 
 def test_exact_gamma_is_at_least_the_paper_s():

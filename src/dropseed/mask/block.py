@@ -103,8 +103,11 @@ def exact_gamma(rate: float, covered: dict[int, float]) -> float:
     at = 0.0
     for _ in range(STEPS):
         lost = sum(weight * math.expm1(-places * at) for places, weight in covered.items())
+        kept = sum(weight * math.exp(-places * at) for places, weight in covered.items())
         slope = sum(w * places * math.exp(-places * at) for places, w in covered.items())
-        before, at = at, at + (math.log1p(lost) - math.log1p(-rate)) * (1 + lost) / slope
+        # Near 0 what is lost has more digits, near 1 what is kept.
+        logarithm = math.log1p(lost) if kept > 0.5 else math.log(kept)
+        before, at = at, at + (logarithm - math.log1p(-rate)) * kept / slope
         if at <= before:
             break
     return -math.expm1(-at)

@@ -310,8 +310,10 @@ def _tensor_gamma(p: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     at = torch.zeros_like(p)
     for _ in range(STEPS):
         lost = (weights * torch.expm1(-places * at)).sum()
-        slope = (weights * places * torch.exp(-places * at)).sum()
-        at = at + (torch.log1p(lost) - torch.log1p(-p)) * (1 + lost) / slope
+        remaining = weights * torch.exp(-places * at)
+        kept, slope = remaining.sum(), (remaining * places).sum()
+        logarithm = torch.where(kept > 0.5, torch.log1p(lost), torch.log(kept))
+        at = at + (logarithm - torch.log1p(-p)) * kept / slope
     return torch.where((p == 0) | (p == 1), p, -torch.expm1(-at))
 
 
