@@ -5,12 +5,13 @@ PYTHON ?= python3.11
 PIP_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SCHEMA := .venv/sarif-2.1.0.json
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench audit-corpus docs
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,7 +21,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Train the MNIST convnet with and without dropout, side by side
 	$(BIN)/dropseed demo
 
-test: $(INSTALLED)  ## Run the tests
+# The published schema of SARIF, with which a test checks what we write. No Python package has it;
+# without npm that test is skipped.
+$(SCHEMA): $(INSTALLED)
+	-cd .venv && npm pack --silent @microsoft/jest-sarif@1.0.0-beta.0 && \
+	tar -xzOf microsoft-jest-sarif-1.0.0-beta.0.tgz package/lib/schemas/sarif-2.1.0-rtm.5.json \
+	> sarif.part && mv sarif.part sarif-2.1.0.json
+
+test: $(INSTALLED) $(SCHEMA)  ## Run the tests
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)  ## Check format, lint and types
@@ -30,3 +38,9 @@ lint: $(INSTALLED)  ## Check format, lint and types
 
 bench: $(INSTALLED)  ## Run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
+
+audit-corpus: $(INSTALLED)  ## Scan other people's packages; print the auditor's precision and recall
+	$(BIN)/python -m corpus
+
+docs: $(INSTALLED)  ## Write the pages of the auditor's rules anew
+	$(BIN)/python -m dropseed.audit.manual docs/rules

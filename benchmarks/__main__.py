@@ -16,6 +16,7 @@ NAMES = (
     "drop_block",
     "drop_connect",
     "convert",
+    "audit",
 )
 
 

@@ -175,7 +175,8 @@ def test_what_is_loaded_is_seen():
 @pytest.mark.parametrize(
     ("module", "needed", "heavy"),
     [
-        ("dropseed", "numpy", HEAVY),
+        ("dropseed", "dropseed", ["numpy", *HEAVY]),
+        ("dropseed.mask", "numpy", HEAVY),
         ("dropseed.torch", "torch", ["numba", "jax", "keras", "matplotlib"]),
         ("dropseed.cli", "typer", ["torch", "numba", "jax", "keras", "matplotlib", "pooch"]),
     ],
@@ -184,3 +185,9 @@ def test_import_loads_nothing_heavy(module, needed, heavy):
     packages = loaded(f"import {module}")
     assert needed in packages
     assert packages & set(heavy) == set()
+
+
+def test_auditing_needs_the_standard_library_alone():
+    assert loaded("import dropseed.audit.engine") <= sys.stdlib_module_names | {
+        "dropseed"
+    } | loaded("")

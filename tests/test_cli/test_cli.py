@@ -96,6 +96,28 @@ def test_train(call, tmp_path):
     assert (tmp_path / "runs" / "mnist-002" / WEIGHTS).read_bytes() == before
 
 
+def test_train_with_a_ledger(call, tmp_path):
+    status, out, err = call("train", *SHORT, "--out", "run", "--ledger", "book.jsonl")
+    assert (status, err) == (0, "")
+    lines = [json.loads(line) for line in (tmp_path / "book.jsonl").read_text().splitlines()]
+    training = [line for line in lines if line["phase"] == "training"]
+    assert [line["step"] for line in training] == list(range(1, 9))
+    assert {(line["site"], line["active"], line["asked"]) for line in training} == {
+        ("dropout", True, 0.5)
+    }
+    assert "1 site (dropout): active in all 8 training steps, off in evaluation." in out
+    plain = (tmp_path / "run" / WEIGHTS).read_bytes()
+    assert call("train", *SHORT, "--out", "other")[0] == 0
+    assert (tmp_path / "other" / WEIGHTS).read_bytes() == plain
+
+
+def test_a_ledger_that_cannot_be_written(call, tmp_path):
+    status, out, err = call("train", *SHORT, "--ledger", "/dev/full/book.jsonl")
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"dropseed: [^\n]*/dev/full/book\.jsonl[^\n]*\n", err)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_demo(call, tmp_path):
     status, out, err = call("demo", *SHORT[:4], "--out", "both")
     assert (status, err) == (0, "")
@@ -131,6 +153,27 @@ def test_trace_of_another_model(call, tmp_path):
     assert status == 0
     assert "1x2" in out
     assert "No dropout layer was called." in out
+
+
+def test_trace_shows_what_is_wrong(call, tmp_path):
+    (tmp_path / "wrong.py").write_text(
+        "from torch import nn\n"
+        "def make(): return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4))\n"
+    )
+    status, out, _ = call("trace", "wrong:make", "--input", "4")
+    assert status == 0
+    assert re.search(r"│ 1 +│ Dropout +│ 1x4 +│ +0 │ DS201", out)
+    assert re.search(r"^DS201 1: ", out, re.MULTILINE)
+    assert "findings" not in call("trace")[1]
+
+
+def test_trace_of_a_model_that_cannot_be_audited(call, tmp_path):
+    (tmp_path / "one.py").write_text(
+        "from torch import nn\nclass One(nn.Module):\n    def forward(self, x): return x.view(4)\n"
+    )
+    status, out, _ = call("trace", "one:One", "--input", "4")
+    assert status == 0
+    assert "Not audited: " in out
 
 
 def first_line(call, *words):

@@ -93,27 +93,40 @@ def print_mask(rows: npt.NDArray[np.bool_], console: Console) -> None:
         )
 
 
-def trace_table(rows: Sequence[Row], total: int) -> Table:
+def trace_table(
+    rows: Sequence[Row], total: int, findings: Mapping[str, str] | None = None
+) -> Table:
     """The layers of a model as a table.
 
     Args:
         rows: what `trace` gave.
         total: the model's parameters.
+        findings: what is wrong with layers, by their names.
 
     Returns:
-        A table with a column each for name, kind, output shape and parameters.
+        A table with a column each for name, kind, output shape, parameters and, if there are any,
+        findings.
     """
     table = Table("layer", "kind", "output shape")
     table.add_column("parameters", justify="right")
+    if findings:
+        table.add_column("findings")
     for row in rows:
         shape = "x".join(map(str, row.shape)) if row.shape is not None else "-"
-        table.add_row(row.name, row.kind, shape, f"{row.parameters:,}")
+        table.add_row(
+            row.name, row.kind, shape, f"{row.parameters:,}", *_beside(findings, row.name)
+        )
     rest = total - sum({row.name: row.parameters for row in rows}.values())
     if rest:
         table.add_row("", "layers that were not called", "", f"{rest:,}")
     table.add_section()
     table.add_row("", "whole model", "", f"{total:,}")
     return table
+
+
+def _beside(findings: Mapping[str, str] | None, name: str) -> list[str]:
+    """The cell of a layer's findings, where there is a column for them."""
+    return [findings.get(name, "")] if findings else []
 
 
 def drop_sentences(name: str, drops: Drops) -> str:

@@ -119,12 +119,13 @@ def trace(model: nn.Module, shape: Sequence[int], seed: int = 0) -> list[Row]:
     return [_row(called, inference, *passes) for called in _merged(inference, passes[0])]
 
 
-def load_model(address: str) -> nn.Module:
+def load_model(address: str, argument: str = "MODEL") -> nn.Module:
     """Import a model's factory and call it.
 
     Args:
         address: "module:factory"; the factory takes no arguments and returns a torch module. A
             module in the working directory is found too.
+        argument: what the address was given to, for the messages.
 
     Returns:
         The model.
@@ -135,18 +136,18 @@ def load_model(address: str) -> nn.Module:
     """
     module, colon, factory = address.partition(":")
     if not (module and colon and factory):
-        raise InvalidValueError(f"`MODEL` must read module:factory; got {address!r}.")
+        raise InvalidValueError(f"`{argument}` must read module:factory; got {address!r}.")
     try:
         with _importable(Path.cwd()):
             model = getattr(importlib.import_module(module), factory)()
     except Exception as error:  # whatever the user's code raises
         raise InvalidValueError(
-            f"`MODEL` {address} could not be made ({_brief(error)}). It must read module:factory, "
-            "importable from here, the factory callable without arguments."
+            f"`{argument}` {address} could not be made ({_brief(error)}). It must read "
+            "module:factory, importable from here, the factory callable without arguments."
         ) from error
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(
-            f"`MODEL` {address} must make a torch.nn.Module; it made a {type(model).__name__}."
+            f"`{argument}` {address} must make a torch.nn.Module; it made a {type(model).__name__}."
         )
     return model
 

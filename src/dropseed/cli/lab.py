@@ -1,36 +1,22 @@
-"""The command line. Each command is thin: it checks its words, calls the laboratory, and prints.
-
-Imports stay inside the commands, so that `--help` is quick and `dropseed mask` needs NumPy alone.
-Whatever goes wrong is one sentence on stderr and a status: 2 for wrong use, 128 + n for signal n,
-1 otherwise. A traceback comes with `--debug` only, which may stand anywhere.
-"""
+"""Training, comparing, tracing, and showing masks."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.exceptions import TyperException
 
-from dropseed.errors import DropseedError, InvalidValueError
+from dropseed.cli.options import console, need, sizes
+from dropseed.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from torch import nn
 
-DEBUG_VARIABLE = "DROPSEED_DEBUG"
-
-app = typer.Typer(
-    name="dropseed",
-    help="Dropout whose masks are pure functions of a seed.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+    from dropseed.audit.watch import Note
 
 Rate = Annotated[
     float | None, typer.Option(help="Fraction dropped, in [0, 1].", show_default="0.5")
@@ -50,56 +36,15 @@ Data = Annotated[
 Out = Annotated[
     Path | None, typer.Option(help="Folder of the run.", show_default="a new one in runs/")
 ]
+LedgerFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger", help="Write what each dropout did in each step into FILE.", metavar="FILE"
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or the last.")]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: the words after the program's name; by default the process's own.
-
-    Returns:
-        The exit status.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    words = [word for word in given if word != "--debug"]
-    try:
-        status = app(words, standalone_mode=False) or 0
-        sys.stdout.flush()
-    except TyperException as error:
-        reason = error.format_message().rstrip(".")
-        return _fail(f"{reason}. See `dropseed --help`.", error.exit_code)
-    except (DropseedError, OSError, MemoryError) as error:
-        if words != given or os.environ.get(DEBUG_VARIABLE):
-            raise
-        return _fail(_sentence(error), _status(error))
-    if status == 130:  # what Typer makes of a Ctrl-C
-        return _fail("Interrupted. A run that had begun goes on with `--resume`.", status)
-    return int(status)
-
-
-@app.callback(invoke_without_command=True)
-def _options(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[
-        bool,
-        typer.Option(
-            "--debug",
-            help=f"Show tracebacks. May stand anywhere; {DEBUG_VARIABLE}=1 does the same.",
-        ),
-    ] = False,
-) -> None:
-    if version:
-        from dropseed import __version__
-
-        typer.echo(f"dropseed {__version__}")
-    elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-@app.command()
 def train(
     epochs: Epochs = None,
     rate: Rate = None,
@@ -112,6 +57,7 @@ def train(
     data: Data = None,
     workers: Workers = 0,
     resume: Resume = False,
+    ledger: LedgerFile = None,
 ) -> None:
     """Train the MNIST convnet. Ctrl-C keeps a checkpoint, from which --resume goes on."""
     asked = _given(
@@ -123,8 +69,9 @@ def train(
         device=device,
         threads=threads,
     )
-    _need("torch", "numba", "safetensors", "matplotlib")
+    need("torch", "numba", "safetensors", "matplotlib")
     _share_cores()
+    from dropseed.audit.ledger import ledger as watched
     from dropseed.lab import data as mnist
     from dropseed.lab.folders import choose
     from dropseed.lab.run import WEIGHTS, resume_run, start_run
@@ -135,10 +82,15 @@ def train(
     _check_workers(workers)
     folder = choose(out, "mnist", resume)
     run = resume_run(folder, asked) if resume else start_run(folder, settings)
-    console = _console()
-    train_run(run, mnist.load(data), workers=workers, console=console)
+    screen = console()
+    images = mnist.load(data)
+    with contextlib.ExitStack() as stack:
+        book = None if ledger is None else stack.enter_context(watched(run.model, ledger))
+        train_run(run, images, workers=workers, console=screen)
+    if book is not None:
+        screen.print(book.summary(), highlight=False, soft_wrap=True)
     last = run.position.epochs[-1]
-    console.print(
+    screen.print(
         f"Test accuracy {last['test_accuracy']:.2%}. Model, metrics and learning curves are in "
         f"{folder} ({folder / WEIGHTS}).",
         highlight=False,
@@ -146,7 +98,6 @@ def train(
     )
 
 
-@app.command()
 def demo(
     epochs: Epochs = None,
     rate: Rate = None,
@@ -158,7 +109,7 @@ def demo(
 ) -> None:
     """Train the MNIST convnet with and without dropout, and compare."""
     asked = _given(epochs=epochs, rate=rate, seed=seed, train_size=train_size)
-    _need("torch", "numba", "safetensors", "matplotlib")
+    need("torch", "numba", "safetensors", "matplotlib")
     _share_cores()
     from dropseed.lab import data as mnist
     from dropseed.lab import show
@@ -169,15 +120,14 @@ def demo(
     Settings(**asked)
     folder = choose(out, "demo", resume)
     runs = start_pair(folder, asked, resume)
-    console = _console()
-    results = compare(folder, runs, mnist.load(data), console)
-    console.print(show.comparison_table(results))
+    screen = console()
+    results = compare(folder, runs, mnist.load(data), screen)
+    screen.print(show.comparison_table(results))
     places = {f"model {name}": result["model"] for name, result in results.items()}
     for label, place in {"curves of both": folder / PICTURE, **places}.items():
-        console.print(f"{label:<22} {place}", highlight=False, soft_wrap=True)
+        screen.print(f"{label:<22} {place}", highlight=False, soft_wrap=True)
 
 
-@app.command()
 def trace(
     model: Annotated[
         str | None, typer.Argument(help="module:factory.", show_default="the MNIST convnet")
@@ -188,23 +138,45 @@ def trace(
     seed: Annotated[int, typer.Option(help="Of the example and the masks.")] = 0,
 ) -> None:
     """Walk through a model: each layer's shape and parameters, and what each dropout does."""
-    sizes = _sizes(shape, "--input", "x")
-    _need("torch", "numba")
+    example = sizes(shape, "--input", "x")
+    need("torch", "numba")
     from dropseed.lab import show
     from dropseed.lab.models import mnist_convnet
     from dropseed.lab.trace import load_model
     from dropseed.lab.trace import trace as walk
 
     network = mnist_convnet() if model is None else load_model(model)
-    rows = walk(network, sizes, seed)
-    console = _console()
-    console.print(show.trace_table(rows, sum(p.numel() for p in network.parameters())))
+    rows = walk(network, example, seed)
+    notes, failure = _findings(network, example)
+    codes = {name: " ".join(sorted({at.code for at in found})) for name, found in notes.items()}
+    screen = console()
+    parameters = sum(p.numel() for p in network.parameters())
+    screen.print(show.trace_table(rows, parameters, codes))
     sentences = [show.drop_sentences(row.label, row.drops) for row in rows if row.drops is not None]
-    for sentence in sentences or ["No dropout layer was called."]:
-        console.print(sentence, highlight=False, soft_wrap=True)
+    sentences = [*(sentences or ["No dropout layer was called."]), *failure]
+    for note in (note for found in notes.values() for note in found):
+        sentences.append(f"{note.code} {note.site or 'the model'}: {note.message}")
+    for sentence in sentences:
+        screen.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+def _findings(
+    network: nn.Module, example: Sequence[int]
+) -> tuple[dict[str, tuple[Note, ...]], list[str]]:
+    """What the auditor finds in a model, by layer; or a sentence that says why it can't run it."""
+    from dropseed.audit.config import read_config
+    from dropseed.audit.model import check_model, example_input
+    from dropseed.audit.model_report import findings_by_layer
+    from dropseed.cli.check import selected
+
+    config = read_config(Path())
+    try:
+        report = check_model(network, example_input(example))
+    except (ValueError, TypeError) as error:
+        return {}, [f"Not audited: {error}"]
+    return findings_by_layer(selected(report, config)), []
+
+
 def mask(
     shape: Annotated[str, typer.Option(help="Shape of the mask, for instance 8,1600.")],
     seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
@@ -240,13 +212,13 @@ def mask(
     place = f"site number {key.site}"
     if site is not None:
         key, place = key.at(site), f"site {site}"
-    sizes = _sizes(shape, "--shape", ",")
+    whole = sizes(shape, "--shape", ",")
     if png is not None:
         _check_png(png)
         pictures.need_matplotlib()
-    rows = show.whole_mask(key, CheckedRate(rate), sizes, variant, block_size)
-    console = _console()
-    show.print_mask(rows, console)
+    rows = show.whole_mask(key, CheckedRate(rate), whole, variant, block_size)
+    screen = console()
+    show.print_mask(rows, screen)
     title = f"seed {seed}, {place}, step {step}, shape {shape}, rate {rate:g}"
     if variant != "elementwise":
         block = "" if block_size is None else f" of {block_size}"
@@ -254,23 +226,15 @@ def mask(
     kept = f"kept {int(rows.sum()):,} of {rows.size:,}"
     if rows.size:
         kept += f" ({rows.mean():.2%})"
-    console.print(f"{title}: {kept}", highlight=False, soft_wrap=True)
+    screen.print(f"{title}: {kept}", highlight=False, soft_wrap=True)
     if png is not None:
         files.write_bytes(png, pictures.mask(rows, f"{title}: {kept}"))
-        console.print(f"picture: {png}", highlight=False, soft_wrap=True)
+        screen.print(f"picture: {png}", highlight=False, soft_wrap=True)
 
 
 def _given(**options: Any) -> dict[str, Any]:
     """The options that the user gave; the rest have their defaults in one place, `Settings`."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _sizes(text: str, option: str, separator: str) -> tuple[int, ...]:
-    # 64 is the most dimensions that NumPy has; an int64 holds any number of 18 digits.
-    if not re.fullmatch(r"[0-9]{1,18}([,x] ?[0-9]{1,18}){0,63}", text):
-        example = separator.join(("8", "1600") if separator == "," else ("1", "28", "28"))
-        raise InvalidValueError(f"`{option}` must read like {example}; got {text!r}.")
-    return tuple(int(size) for size in re.split("[,x]", text))
 
 
 def _check_workers(workers: int) -> None:
@@ -283,68 +247,9 @@ def _check_png(path: Path) -> None:
         raise InvalidValueError(f"`--png` must end in .png; got {str(path)!r}.")
 
 
-def _need(*packages: str) -> None:
-    """Fail before any work where an optional dependency is missing."""
-    import importlib.util
-
-    from dropseed.errors import MissingExtraError
-
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "lab")
-
-
 def _share_cores() -> None:
     """Let waiting threads sleep instead of spin, before torch brings OpenMP in.
 
     Beside other work on the same cores a step takes a fifth of the time then.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _fail(sentence: str, status: int) -> int:
-    print(f"dropseed: {sentence}", file=sys.stderr)
-    _silence_stdout()
-    return status
-
-
-def _silence_stdout() -> None:
-    """Keep Python from failing a second time at exit where stdout itself can't be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _status(error: Exception) -> int:
-    if isinstance(error, (ValueError, TypeError)):
-        return 2
-    return int(getattr(error, "status", 1))
-
-
-_REMEDIES = {
-    errno.ENOSPC: "Free some space or choose another place; what was saved before is intact.",
-    errno.EACCES: "Choose a place that you may write to.",
-    errno.EPERM: "Choose a place that you may write to.",
-    errno.EROFS: "Choose a place that can be written to.",
-    errno.EEXIST: "Choose a folder, not a file.",
-    errno.ENOTDIR: "Choose a folder, not a file.",
-    errno.EISDIR: "Choose a file, not a folder.",
-}
-
-
-def _sentence(error: Exception) -> str:
-    """One line that says what to do."""
-    if isinstance(error, MemoryError):
-        return "Out of memory. Ask for something smaller, or free some memory."
-    if not isinstance(error, OSError) or isinstance(error, DropseedError):
-        return " ".join(str(error).split())
-    place = f" ({error.filename})" if error.filename else ""
-    remedy = _REMEDIES.get(error.errno or 0, "Check the place and try again.")
-    return f"{error.strerror or error}{place}. {remedy}"

@@ -1,0 +1,1 @@
+"""Other people's packages, on which the auditor's precision and recall are measured."""

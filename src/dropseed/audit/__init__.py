@@ -1,0 +1,1 @@
+"""Find where dropout is misused, in source and in running models."""
