@@ -17,6 +17,7 @@ NAMES = (
     "drop_connect",
     "convert",
     "audit",
+    "guard",
 )
 
 

@@ -5,7 +5,8 @@
     ├── InvalidTypeError  (also TypeError)    an argument has the wrong type
     ├── MissingExtraError (also ImportError)  an optional dependency is not installed
     ├── DataError                             a dataset is missing, corrupt or unreachable
-    └── RunError                              a run folder or checkpoint can't be read or written
+    ├── RunError                              a run folder or checkpoint can't be read or written
+    └── DropoutError (also RuntimeError)      a guard saw dropout on or off at the wrong time
 
 The command line prints any of them as one sentence and exits with a non-zero status.
 """
@@ -42,3 +43,7 @@ class DataError(DropseedError):
 
 class RunError(DropseedError):
     """A run folder or a checkpoint can't be read or written; nothing saved is lost."""
+
+
+class DropoutError(DropseedError, RuntimeError):
+    """Dropout is on or off at the wrong time, and a guard was asked to stop there."""

@@ -16,6 +16,9 @@ STANDARD_ONLY = sys.stdlib_module_names | {"dropseed"}
 OUTSIDE = {"errors": STANDARD_ONLY, "mask": NUMPY_ONLY, "audit": STANDARD_ONLY}
 """The top-level packages that a part may import; parts that are not named here may import any."""
 
+HOSTS = {"dropseed.audit.pytest_plugin": "pytest"}
+"""Plugins, each with the one package that imports it."""
+
 HEAVY = [
     "torch",
     "numba",
@@ -54,10 +57,18 @@ def modules():
 
 
 def imported(text, known):
-    """(module, whether inside a function) for each module that a source text imports."""
+    """(module, whether not at import) for each module that a source text imports.
+
+    Not at import: inside a function, or for the type checker alone.
+    """
     tree = ast.parse(text)
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    inside = {id(node) for function in functions for node in ast.walk(function)}
+    later = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+    inside = {id(node) for block in later for node in ast.walk(block)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -83,7 +94,8 @@ def violations(sources, allowed):
             if not top:
                 yield f"{name} imports {module}: write the whole name"
             elif top != "dropseed":
-                if top not in OUTSIDE.get(part, {top}) and not (part == "audit" and inside):
+                late = part == "audit" and inside
+                if top not in OUTSIDE.get(part, {top}) and not late and HOSTS.get(name) != top:
                     yield f"{name} imports {module}"
             elif part_of(module) not in allowed.get(part, set()) | {part}:
                 yield f"{name} imports {module}"
@@ -131,6 +143,8 @@ def test_imports_follow_the_table(allowed):
         ("dropseed.jax.nnx", "from dropseed.torch import functional"),
         ("dropseed.torch", "from dropseed.lab import data"),
         ("dropseed.audit.engine", "import torch"),
+        ("dropseed.audit.engine", "if True:\n    import torch"),
+        ("dropseed.mask.key", "if TYPE_CHECKING:\n    import torch"),
         ("dropseed.audit.engine", "from dropseed.mask import Key"),
         ("dropseed.audit.engine", "def f():\n    from dropseed.mask import Key"),
         ("dropseed.lab.train", "from dropseed.cli import main"),
@@ -152,6 +166,7 @@ def test_the_check_can_fail(name, text, allowed):
         ("dropseed.kernels.cpu", "import numba\nfrom dropseed.mask.shard import Draws"),
         ("dropseed.torch.layers", "import torch\nfrom dropseed.kernels import cpu"),
         ("dropseed.audit.runtime", "import ast\ndef f():\n    import torch"),
+        ("dropseed.audit.runtime", "if TYPE_CHECKING:\n    import torch"),
         ("dropseed.cli", "from dropseed import __version__\nfrom dropseed.lab import data"),
     ],
 )

@@ -128,6 +128,8 @@ def _in_order(found: list[Hit]) -> list[Edit]:
 
 def _apart(one: Edit, other: Edit) -> bool:
     first, second = sorted((one.span, other.span))
+    if (first.line, first.column) == (second.line, second.column):
+        return False
     return (first.end_line, first.end_column) <= (second.line, second.column)
 
 

@@ -39,6 +39,8 @@ def condition(text):
         ("self.inference", "eval", "train"),
         ("mode == 'train'", "train", "eval"),
         ("'eval' == mode", "eval", None),
+        ("phase == 'val'", "eval", None),
+        ("valid", None, None),
         ("mode != 'train'", "eval", "train"),
         ("mode == tf.estimator.ModeKeys.TRAIN", "train", "eval"),
         ("bool(training)", "train", "eval"),
@@ -113,6 +115,9 @@ def test_mode_at(body, mode):
         ("if x and not self.training: return x\nhere()", True),
         ("if self.p > 0: here()", False),
         ("if self.train: here()", False),
+        ("if training is None: return x\nhere()", False),
+        ("if val is not None and test > 3: here()", False),
+        ("if phase in ('val', 'test'): return x\nhere()", True),
     ],
 )
 def test_asked_at(body, asked):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from enum import Enum
 
+from dropseed.audit.facts import dotted
 from dropseed.audit.file import File, Function, argument, number, opaque
 from dropseed.audit.switch import (
     DEPTH,
@@ -55,23 +56,35 @@ def rate_in_evaluation(rate: ast.expr, file: File, depth: int = DEPTH) -> Rate:
     Returns:
         The knowledge.
     """
-    if isinstance(rate, ast.Constant):
-        return Rate.ON if rate.value else Rate.OFF
     if number(rate) == 0 or switched(rate, file):
         return Rate.OFF
-    if depth == 0:
-        return Rate.UNKNOWN
-    if isinstance(rate, ast.IfExp):
-        return _worst([rate_in_evaluation(at, file, depth - 1) for at in (rate.body, rate.orelse)])
+    return _unswitched(rate, file, depth)
+
+
+def _unswitched(rate: ast.expr, file: File, depth: int) -> Rate:
+    """What is known of a rate that no mode sets within its function."""
+    if isinstance(rate, ast.Constant):
+        return Rate.ON if rate.value else Rate.OFF
+    if isinstance(rate, ast.IfExp) and depth:
+        return _worst([_unswitched(at, file, depth - 1) for at in (rate.body, rate.orelse)])
     if isinstance(rate, ast.Name):
         return _of_name(rate, file, depth)
     if isinstance(rate, ast.Attribute):
         values = [value for value in file.values(rate) if value is not rate]
+        if not values and _inherited_method(rate, file):
+            return Rate.UNKNOWN
         off = bool(values) and all(_nothing(value) for value in values)
         return Rate.OFF if off else Rate.ON
     inner = [at for at in ast.walk(rate) if isinstance(at, ast.Name)]
     given = [_of_name(at, file, depth) for at in inner if _parameter(at, file)]
     return _worst(given) if given else Rate.ON
+
+
+def _inherited_method(rate: ast.Attribute, file: File) -> bool:
+    """Whether `self.rate` is a property of a class above, which may ask for the mode."""
+    owner = file.class_of(rate) if dotted(rate.value) == "self" else None
+    facts = map(file.project.class_facts, file.lineage(owner)) if owner else ()
+    return any(rate.attr in at.methods for at in facts if at is not None)
 
 
 def _nothing(value: ast.expr) -> bool:
@@ -83,14 +96,17 @@ def _worst(known: list[Rate]) -> Rate:
 
 
 def _of_name(name: ast.Name, file: File, depth: int) -> Rate:
+    if depth == 0:
+        return Rate.UNKNOWN
     parameter = _parameter(name, file)
     if parameter is not None:
         function = file.function_of(parameter)
         if function is None or parameter not in ast.walk(function.args):
             return Rate.UNKNOWN  # a lambda's
         return _of_parameter(parameter, function, file, depth)
-    values = [value for value in file.values(name) if value is not name][:MANY]
-    return _worst([rate_in_evaluation(at, file, depth - 1) for at in values]) if values else Rate.ON
+    values = [value for value in file.values(name) if value is not name]
+    left = depth - 1 if len(values) <= MANY else 0
+    return _worst([_unswitched(at, file, left) for at in values]) if values else Rate.ON
 
 
 def _parameter(name: ast.Name, file: File) -> ast.arg | None:
@@ -103,14 +119,16 @@ def _of_parameter(parameter: ast.arg, function: Function, file: File, depth: int
     if function.name == "__init__":
         return Rate.ON
     known = []
-    for call in list(calls_of(function, file))[:MANY]:
+    calls = list(calls_of(function, file))
+    left = depth - 1 if len(calls) <= MANY else 0
+    for call in calls:
         given = given_for(parameter, function, call, file)
         if trains_only(call, file):
             known.append(Rate.OFF)
         elif given is None:
             known.append(Rate.UNKNOWN)
         else:
-            known.append(rate_in_evaluation(given, file, depth - 1))
+            known.append(rate_in_evaluation(given, file, left))
     if not known:
         default = default_of(parameter, function)
         known = [Rate.ON if default is not None and number(default) else Rate.UNKNOWN]

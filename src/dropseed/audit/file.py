@@ -82,6 +82,7 @@ class File:
         self._scopes: dict[str, ast.AST | None] = {}  # the one scope that binds a name, or None
         self._names: dict[ast.AST, str] = {}
         self._global_names: dict[str, str] = {}
+        self.memo: dict[tuple[str, ast.AST], object] = {}  # answers that others keep here
         self._walk()
 
     # ---- the one walk --------------------------------------------------------------------
@@ -523,6 +524,12 @@ def number(node: ast.expr | None) -> float | None:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value  # type: ignore[return-value]
     return None
+
+
+def integer(node: ast.expr | None) -> int | None:
+    """The whole number that a literal is, with its sign; None for anything else."""
+    value = number(node)
+    return int(value) if value is not None and value in range(-(10**6), 10**6) else None
 
 
 def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal
 
 from dropseed.audit.facts import dotted
@@ -22,7 +23,7 @@ _TRAIN = re.compile(
 )
 _EVAL = re.compile(
     r"_*(?:(?:is|in|do|for|at)_?)?(?:eval(?:uate|uation|uating)?|test(?:ing)?|infer(?:ence|ring)?"
-    r"|predict(?:ing|ion)?|valid(?:ate|ation|ating)?|val|decod(?:e|ing)|generat(?:e|ing))"
+    r"|predict(?:ing|ion)?|validat(?:e|ion|ing)|decod(?:e|ing)|generat(?:e|ing))"
     r"(?:_?(?:mode|phase|flag|time|only|now))?_*|deterministic|freeze|frozen|disable_?dropout"
 )
 _ASKED = re.compile(
@@ -39,17 +40,20 @@ _RUNS = re.compile(
 )
 """Functions that others call, in evaluation, too."""
 _BY_DESIGN = re.compile(
-    r"monte.?carlo|\bmc\b|mc.?drop|drop\w*.?mc|bayes|pre.?net|uncertain|intention|deliberate|perma"
-    r"|\b(?:on purpose|by design|regardless of|test.time.dropout|stochastic inference)\b"
-    r"|\balways\b[^.\n]{0,30}\b(?:on|drop\w*|appl\w+|active|enabled|training|train)\b"
-    r"|\bdropout\b[^.\n]{0,30}\balways\b|^always|\balways$"
-    r"|\b(?:zero|no|without|skip\w*|disabl\w*)\b[^.\n]{0,20}\bdropout\b"
-    r"[^.\n]{0,40}\b(?:inference|test\w*|eval\w*|predict\w*)"
-    r"|\b(?:even|also|both)\b[^.\n]{0,40}\b(?:inference|test\w*|eval\w*|predict\w*)",
+    r"monte.?carlo|\bmc\b|mc.?drop|drop\w*.?mc|bayes|pre.?net|uncertain|perma", re.IGNORECASE
+)
+_MEANT = re.compile(
+    r"intention|deliberate|on purpose|by design|regardless of|\balways\b|\btest.time\b"
+    r"|\b(?:keep|kept|stay|remain|leave|left)\w*\b.{0,20}\b(?:on|active|enabled)\b"
+    r"|\b(?:even|also|both|zero|no|without|skip\w*|disabl\w*)\b.{0,40}"
+    r"\b(?:inference|test\w*|eval\w*|predict\w*)",
     re.IGNORECASE,
 )
+"""What is said of dropout that stays on, or of one that callers turn off."""
+_ALWAYS = re.compile(r"^always|\balways$", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.\s|\n\s*\n")
 _NOISE = re.compile(
-    r"\b(?:augment\w*|perturb\w*|corrupt\w*|strategy|transform|"
+    r"\b(?:augment\w*|perturb\w*|corrupt\w*|strategy|transform|random (?:drop|mask|eras)\w*|"
     r"(?:drop|mask) (?:feature|edge|node|word|token)s?)\b",
     re.IGNORECASE,
 )
@@ -58,8 +62,8 @@ _SAMPLES = re.compile(
     r"range\(.*(?:sampl|mc|pass|draw|estimat|ensembl|repeat|trials)", re.IGNORECASE
 )
 DEPTH = 4
-MANY = 24
-"""How many assignments or calls of one name are followed."""
+MANY = 6
+"""Of how many assignments or calls of one name others are followed."""
 
 
 def implied(test: ast.expr, truth: bool, file: File, depth: int = DEPTH) -> Mode | None:
@@ -93,7 +97,9 @@ def implied(test: ast.expr, truth: bool, file: File, depth: int = DEPTH) -> Mode
     if _asks(word, test, file):
         return "train" if truth else "eval"
     if depth and isinstance(test, ast.Name | ast.Attribute):
-        values = file.values(test)[:MANY]
+        values = file.values(test)
+        if len(values) > MANY:
+            return None
         modes = {implied(value, truth, file, depth - 1) for value in values}
         return modes.pop() if len(modes) == 1 else None
     return None
@@ -173,7 +179,7 @@ def _compared(test: ast.Compare, truth: bool, file: File, depth: int) -> Mode | 
             return implied(one, truth == bool(other.value), file, depth) if told else None
     for side in (right, left):
         word = _word(side)
-        if _EVAL.fullmatch(word):
+        if _EVAL.fullmatch(word) or word in ("val", "valid", "dev"):
             return "eval" if truth else None
         if _TRAIN.fullmatch(word):
             return "train" if truth else "eval"
@@ -205,7 +211,7 @@ def mode_at(node: ast.AST, file: File) -> Mode | None:
     child = node
     for parent in file.ancestors(node):
         for test, truth in _conditions(child, parent):
-            mode = implied(test, truth, file)
+            mode = implied(test, truth, file) if _asks_for_mode(test, file) else None
             if mode:
                 return mode
         child = parent
@@ -219,11 +225,29 @@ def asked_at(node: ast.AST, file: File) -> bool:
     """
     child = node
     for parent in file.ancestors(node):
-        for test, _ in _conditions(child, parent):
-            if any(isinstance(at, ast.expr) and implied(at, True, file) for at in ast.walk(test)):
-                return True
+        if any(_asks_for_mode(test, file) for test, _ in _conditions(child, parent)):
+            return True
         child = parent
     return False
+
+
+def _asks_for_mode(test: ast.expr, file: File) -> bool:
+    key = ("asks for the mode", test)
+    if key not in file.memo:
+        file.memo[key] = any(implied(part, True, file) for part in _parts(test))
+    return bool(file.memo[key])
+
+
+def _parts(test: ast.expr) -> Iterator[ast.expr]:
+    """A condition and what it is made of; what is compared with None or a number asks nothing."""
+    waiting: list[ast.AST] = [test]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, ast.expr):
+            yield part
+        sides = part.comparators if isinstance(part, ast.Compare) else []
+        if not any(isinstance(at, ast.Constant) and not isinstance(at.value, str) for at in sides):
+            waiting += ast.iter_child_nodes(part)
 
 
 def _conditions(child: ast.AST, parent: ast.AST) -> Iterator[tuple[ast.expr, bool]]:
@@ -236,6 +260,8 @@ def _conditions(child: ast.AST, parent: ast.AST) -> Iterator[tuple[ast.expr, boo
             yield value, isinstance(parent.op, ast.And)
     elif isinstance(parent, ast.If | ast.While) and child is not parent.test:
         yield parent.test, child in parent.body
+    if isinstance(parent, ast.ClassDef | ast.Module):
+        return
     for block in ("body", "orelse", "finalbody"):
         statements = getattr(parent, block, None)
         if isinstance(statements, list) and child in statements:
@@ -257,25 +283,28 @@ def leaves(body: list[ast.stmt]) -> bool:
     return isinstance(last, _EXITS)
 
 
-def switched(node: ast.expr, file: File, depth: int = DEPTH) -> bool:
+def switched(node: ast.expr, file: File) -> bool:
     """Whether a value depends on the mode: `p if self.training else 0.0`, or a local set so."""
-    waiting: list[ast.AST] = [node]
+    waiting: list[tuple[ast.AST, int]] = [(node, DEPTH)]
+    seen: set[ast.AST] = set()
     while waiting:
-        part = waiting.pop()
+        part, depth = waiting.pop()
         if isinstance(part, ast.Name | ast.Attribute | ast.Call) and implied(part, True, file, 0):
             return True
         if depth and isinstance(part, ast.Name):
-            for binding in file.bindings(part.id, part)[:MANY]:
+            bindings = [at for at in file.bindings(part.id, part)[: 4 * MANY] if at not in seen]
+            seen.update(bindings)
+            for binding in bindings:
                 value = file.assigned(binding)
-                if value is not None and (
-                    mode_at(binding, file) or switched(value, file, depth - 1)
-                ):
+                if value is not None and mode_at(binding, file):
                     return True
+                if value is not None:
+                    waiting.append((value, depth - 1))
         if isinstance(part, ast.Attribute) and dotted(part):
             if _switched_attribute(part, file):
                 return True
         else:
-            waiting += ast.iter_child_nodes(part)
+            waiting += [(child, depth) for child in ast.iter_child_nodes(part)]
     return False
 
 
@@ -284,8 +313,10 @@ def _switched_attribute(node: ast.Attribute, file: File) -> bool:
     owner = file.class_of(node)
     if owner is None or dotted(node.value) != "self":
         return False
-    if any(mode_at(value, file) for value in owner.attributes.get(node.attr, ())):
-        return True
+    for value in owner.attributes.get(node.attr, ()):
+        setter = file.function_of(value)
+        if mode_at(value, file) or (setter is not None and setter.name in ("train", "eval")):
+            return True
     method = owner.methods.get(node.attr)
     return method is not None and any(
         isinstance(part, ast.Attribute) and implied(part, True, file, 0) is not None
@@ -311,7 +342,8 @@ def trains_only(node: ast.AST, file: File, depth: int = DEPTH) -> bool:
     if _RUNS.fullmatch(name):
         return False
     calls = list(calls_of(function, file))
-    return 0 < len(calls) <= MANY and all(trains_only(call, file, depth - 1) for call in calls)
+    left = depth - 1 if len(calls) <= MANY else 0
+    return bool(calls) and all(trains_only(call, file, left) for call in calls)
 
 
 def calls_of(function: Function, file: File) -> Iterator[ast.Call]:
@@ -337,34 +369,50 @@ def by_design(node: ast.AST, file: File) -> bool:
     By the name or docstring of a function or class around it (Monte-Carlo dropout, a prenet), by
     a condition (`if mc_dropout`), a comment beside it, the module's name, or a loop over samples.
     """
-    words = [file.name.rpartition(".")[2].replace("_", " ")]
+    names, docstrings = [file.name.rpartition(".")[2].replace("_", " ")], []
     for at in file.ancestors(node):
         if isinstance(at, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names = _spaced(" ".join([at.name, *_names_of_bases(at)]))
-            words += [_spaced(at.name), ast.get_docstring(at, clean=False) or ""]
+            names += [_spaced(at.name), *map(_spaced, _names_of_bases(at))]
+            docstrings.append(ast.get_docstring(at, clean=False) or "")
         elif isinstance(at, ast.If | ast.IfExp):
-            names = " ".join(map(_spaced, _names(at.test)))
-            words.append(names)
-        else:
-            continue
-        if _NOISE.search(names):
-            return True
-    words += _comments(node, file)
-    return any(_BY_DESIGN.search(word) for word in words) or _sampled(node, file)
+            names.append(" ".join(map(_spaced, _names(at.test))))
+    return (
+        any(_BY_DESIGN.search(at) or _ALWAYS.search(at) for at in names)
+        or any(_NOISE.search(at) for at in names[1:])
+        or any(_said(text) for text in docstrings)
+        or _commented(node, file)
+        or _sampled(node, file)
+    )
 
 
-def _comments(node: ast.AST, file: File) -> list[str]:
-    """The comments beside a node, and those on dropout in its class or function."""
+def _said(text: str) -> bool:
+    """Whether a docstring says that dropout is meant to be on in evaluation."""
+    if _BY_DESIGN.search(text):
+        return True
+    sentences = _SENTENCE_END.split(text) if "drop" in text.lower() else []
+    return any("drop" in at.lower() and _MEANT.search(" ".join(at.split())) for at in sentences)
+
+
+def _commented(node: ast.AST, file: File) -> bool:
+    """Whether a comment says so: beside a node, or on dropout in its class or function."""
     statement = file.statement_of(node)
     first, last = max(statement.lineno - 2, 0), statement.end_lineno or statement.lineno
     owner = file.class_of(node)
     around = owner.node if owner else file.function_of(node)
     begin, end = (around.lineno, around.end_lineno or 0) if around else (0, 0)
+    return any(
+        first < number <= last or (begin <= number <= end and about_dropout)
+        for number, about_dropout in _designs(file)
+    )
+
+
+@lru_cache(maxsize=1)
+def _designs(file: File) -> list[tuple[int, bool]]:
+    """The lines whose comments say that noise is meant, and whether they are about dropout."""
     return [
-        text
+        (number, "drop" in file.source.lines[number - 1].lower())
         for number, text in file.comments.items()
-        if first < number <= last
-        or (begin <= number <= end and "drop" in file.source.lines[number - 1].lower())
+        if _BY_DESIGN.search(text) or _MEANT.search(text)
     ]
 
 

@@ -402,6 +402,28 @@ def test_fix_takes_a_free_name():
     assert "self.dropout2 = nn.Dropout(self.dropout)\n\n" in fixed(text, CODE)
 
 
+def test_fix_gives_each_layer_a_name():
+    text = """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+
+            def forward(self, x):
+                return nn.Dropout(0.1)(nn.Dropout(0.2)(x))
+    """
+    after = """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.dropout = nn.Dropout(0.1)
+                self.dropout1 = nn.Dropout(0.2)
+
+            def forward(self, x):
+                return self.dropout(self.dropout1(x))
+    """
+    assert fixed(fixed(text, CODE), CODE) == _plain(after)
+
+
 @pytest.mark.parametrize(
     "text",
     [

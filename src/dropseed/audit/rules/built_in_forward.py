@@ -71,7 +71,7 @@ def check(file: File) -> Iterator[Hit]:
             continue
         what = kind.rpartition(".")[2]
         message = f"`{what}` built where it is called: `eval()` never reaches it"
-        yield file.hit(call, message, _fix(call, kind, file))
+        yield file.hit(call, message, _fix(call, file))
 
 
 def _kind(name: str, file: File) -> str:
@@ -173,7 +173,7 @@ def _called_later(target: ast.expr, assignment: ast.Assign, function: Function, 
     )
 
 
-def _fix(call: ast.Call, kind: str, file: File) -> Fix | None:
+def _fix(call: ast.Call, file: File) -> Fix | None:
     """Build the layer in `__init__`, where its rate is the same at each call."""
     owner, parent = file.class_of(call), file.parent(call)
     if owner is None or not isinstance(parent, ast.Call) or parent.func is not call:
@@ -182,9 +182,7 @@ def _fix(call: ast.Call, kind: str, file: File) -> Fix | None:
     if method is None or not reaches_self(call, file) or not reaches_self(method.body[0], file):
         return None
     given = [*call.args, *(keyword.value for keyword in call.keywords)]
-    if file.bindings("self", call) == [] or not all(
-        _fixed(at, owner, method, file) for at in given
-    ):
+    if not all(_fixed(at, owner, method, file) for at in given):
         return None
     name = _free_name(owner, file)
     line = append(method, f"self.{name} = {file.text(call)}", file)

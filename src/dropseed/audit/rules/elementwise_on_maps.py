@@ -1,0 +1,78 @@
+"""Element-wise dropout on convolution maps.
+
+Neighbours in a map are alike: what is dropped at one place can be read from the next.
+Element-wise dropout behind a convolution then takes little information away and mostly lowers the
+learning rate. Whole channels (`nn.Dropout2d`, `SpatialDropout2D`) or whole blocks (DropBlock)
+have to go.
+
+**Wrong**
+
+```python
+features = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(64, 64, 3))
+```
+
+**Right**
+
+```python
+features = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Dropout2d(0.3), nn.Conv2d(64, 64, 3))
+```
+
+**Silent** behind convolutions of kernel 1 and of sequences, global pooling, flattening and every
+other change of shape; where `noise_shape` or `broadcast_dims` is given.
+
+**When to leave it.** The network was published or tuned with it, as DenseNet and WideResNet were.
+
+**Source.** Tompson et al. 2015, [Efficient Object Localization Using Convolutional
+Networks](https://arxiv.org/abs/1411.4280), section 3.2; Ghiasi, Lin and Le 2018,
+[DropBlock](https://arxiv.org/abs/1810.12890), section 1.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from dropseed.audit.file import File, Hit, argument, number
+from dropseed.audit.finding import Severity
+from dropseed.audit.flow import apart, dropped_nothing, flow
+from dropseed.audit.rule import Rule
+from dropseed.audit.steps import Step
+
+BETWEEN = ("activation", "identity", "batch norm", "norm", "max pool", "mean pool", "resize")
+
+
+def check(file: File) -> Iterator[Hit]:
+    """Yield the element-wise dropouts that act on maps."""
+    for step, maps in flow(file).found(lambda step: _source(step, file), "elementwise"):
+        message = f"element-wise dropout on the maps of `{maps.name}`, where neighbours are alike"
+        yield file.hit(step.site, message)
+
+
+def _source(step: Step, file: File) -> Step | None:
+    """The convolution whose maps a dropout acts on."""
+    if dropped_nothing(step) or _pooled_to_one(step):
+        return None
+    maps = next((at for at in step.before(*BETWEEN) if _maps(at)), None)
+    return None if maps is None or apart(maps, step, file) else maps
+
+
+def _maps(step: Step) -> bool:
+    """Whether a step is a convolution over neighbours, in two or three dimensions."""
+    if step.family not in ("conv2", "conv3") or not isinstance(step.site, ast.Call):
+        return False
+    keras = not step.kind.startswith("torch.")
+    size = argument(step.site, 1 if keras else 2, "kernel_size")
+    sizes = size.elts if isinstance(size, ast.Tuple | ast.List) else [size]
+    return not all(number(at) == 1 for at in sizes)
+
+
+def _pooled_to_one(step: Step) -> bool:
+    """Whether global pooling lies between the maps and the dropout."""
+    passed = ("activation", "identity", "batch norm", "norm")
+    return any(
+        at.name.lower().replace("_", "").startswith(("adaptive", "global"))
+        for at in step.before(*passed)
+    )
+
+
+RULE = Rule("DS204", "elementwise-dropout-on-maps", Severity.NOTE, __doc__, check)

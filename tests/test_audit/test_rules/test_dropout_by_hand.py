@@ -1,0 +1,232 @@
+"""DS402: dropout written by hand."""
+
+import pytest
+
+from dropseed.audit.rules import dropout_by_hand
+from test_audit.rule_cases import hits, marked, messages, mutants
+
+CODE = "DS402"
+
+
+def module(body, name="LockedDropout", p="p"):
+    """A module whose forward pass is so."""
+    lines = "\n".join("        " + line for line in body.strip().split("\n"))
+    return (
+        f"class {name}(nn.Module):\n    def __init__(self, p, prob):\n        super().__init__()\n"
+        f"        self.p = {p}\n\n    def forward(self, x, keep=None):\n{lines}\n"
+    )
+
+
+GUARD = "if not self.training:\n    return x\n"
+UNSCALED = [
+    pytest.param(module(f"{GUARD}m = {draw}  # wrong\nreturn x * m"), id=draw)
+    for draw in (
+        "torch.bernoulli(torch.full_like(x, 1 - self.p))",
+        "torch.bernoulli(torch.full(x.shape, 1 - self.p)).to(x)",
+        "torch.bernoulli(torch.ones_like(x) * (1 - self.p))",
+        "x.new_empty(x.shape).bernoulli_(1 - self.p)",
+        "torch.distributions.Bernoulli(1 - self.p).sample(x.shape)",
+        "torch.distributions.Bernoulli(probs=1 - self.p).sample(x.shape)",
+        "(torch.rand_like(x) > self.p).float()",
+        "(torch.rand(x.shape) < 1 - self.p).to(x.dtype)",
+        "(self.p < torch.rand(x.shape)).float()",
+        "np.random.binomial(1, 1 - self.p, x.shape)",
+        "jax.random.bernoulli(self.key, 1 - self.p, x.shape)",
+        "(x.new_empty(x.shape).uniform_() > self.p).float()",
+    )
+]
+WRONG = [
+    *UNSCALED,
+    pytest.param(
+        module(f"{GUARD}m = x.new(1, 8).bernoulli_(1 - self.p) / self.p  # wrong\nreturn m * x"),
+        id="scaled by the fraction dropped",
+    ),
+    pytest.param(
+        module(
+            f"{GUARD}kept = 1 - self.p\nm = (torch.rand_like(x) > kept).float()  # wrong\n"
+            "return x.mul(m).div(kept)"
+        ),
+        id="kept where it ought to be dropped",
+    ),
+    pytest.param(
+        "def dropout(x, keep_prob, training):\n    if training:\n"
+        "        m = tf.cast(tf.random.uniform(tf.shape(x)) < keep_prob, tf.float32)  # wrong\n"
+        "        x = tf.divide(x * m, 1 - keep_prob)\n    return x\n",
+        id="scaled by the fraction dropped, in TensorFlow",
+    ),
+    pytest.param(
+        "def dropout(x, keep_prob):\n    d = np.random.rand(*x.shape)  # wrong\n"
+        "    d = d < keep_prob\n    x = x * d\n    x /= 1 - keep_prob\n    return x\n",
+        id="drawn under a name",
+    ),
+    pytest.param(
+        module("m = x.new(1, 8).bernoulli_(1 - self.p)  # wrong\nreturn x * m / (1 - self.p)"),
+        id="no switch",
+    ),
+    pytest.param(
+        module(
+            "m = x.new(1, 8).bernoulli_(1 - self.p).div_(1 - self.p)  # wrong\nx = m * x\nreturn x"
+        ),
+        id="no switch, divided in place",
+    ),
+]
+
+RIGHT = [
+    pytest.param(module(f"{GUARD}m = {draw}\n{use}"), id=f"{draw}, {use}")
+    for draw in (
+        "torch.bernoulli(torch.full_like(x, 1 - self.p))",
+        "(torch.rand_like(x) > self.p).float()",
+        "(torch.rand_like(x) < 1 - self.p).float()",
+    )
+    for use in (
+        "return x * m / (1 - self.p)",
+        "return x * m.div_(1 - self.p)",
+        "return x.mul(m).div(1.0 - self.p)",
+        "return x * m * (1 / (1 - self.p))",
+        "kept = 1 - self.p\nm = m / kept\nreturn m.expand_as(x) * x",
+        "x = x * m\nx /= 1 - self.p\nreturn x",
+    )
+] + [
+    pytest.param(
+        module(
+            f"{GUARD}m = torch.rand_like(x) < self.p\nreturn x.masked_fill(m, 0) / (1 - self.p)"
+        ),
+        id="a mask of what is dropped",
+    ),
+    pytest.param(
+        module(
+            f"{GUARD}m = (torch.rand_like(x) < self.p).float()\nreturn x * (1 - m) / (1 - self.p)"
+        ),
+        id="one minus a mask",
+    ),
+    pytest.param(
+        module(
+            f"{GUARD}m = torch.rand_like(x) > self.p\nreturn torch.where(m, x / (1 - self.p), 0)"
+        ),
+        id="a choice",
+    ),
+    pytest.param(
+        module(
+            "m = x.new(1, 8).bernoulli_(1 - self.p)\nif self.training:\n    return x * m\n"
+            "return x * (1 - self.p)"
+        ),
+        id="scaled in evaluation",
+    ),
+    pytest.param(
+        module(f"{GUARD}m = x.new(1, 8).bernoulli_(1 - self.p)\nreturn x * m * self.scale"),
+        id="a scale that is elsewhere",
+    ),
+    pytest.param(
+        module(f"{GUARD}m = x.new(1, 8).bernoulli_(1 - self.p)\nreturn m"), id="only a mask"
+    ),
+    pytest.param(
+        module("m = x.new(1, 8).bernoulli_(1 - self.p)\nreturn x * m / (1 - self.p)", "MCDropout"),
+        id="Monte-Carlo dropout",
+    ),
+    pytest.param(
+        module(
+            "if self.training:\n    m = x.new(1, 8).bernoulli_(1 - self.p)\n"
+            "    x = x * m / (1 - self.p)\nreturn x"
+        ),
+        id="under a switch",
+    ),
+    *(
+        pytest.param(
+            module(f"{GUARD}m = x.new(8, 1).bernoulli_(1 - self.p)\nreturn x * m", name), id=name
+        )
+        for name in (
+            "WordDropout",
+            "TokenDropout",
+            "DropEdge",
+            "DropPath",
+            "PatchDropout",
+            "ModalityDropout",
+            "LabelDropout",
+            "NodeDropout",
+            "RandomNoise",
+            "FrameDropout",
+        )
+    ),
+    pytest.param(
+        "def forward(net, x, p):\n    m = (torch.rand_like(x) > p).float()\n    return x * m\n",
+        id="nothing says dropout",
+    ),
+    pytest.param(
+        "def mask_tokens(x, dropout):\n    m = torch.rand_like(x) > dropout\n    return x * m\n",
+        id="masked tokens",
+    ),
+    pytest.param(
+        "def sample(x, dropout):\n    return x * torch.bernoulli(torch.sigmoid(x))\n",
+        id="a sampler",
+    ),
+    pytest.param(
+        "def dropout(x, p):\n    return x * torch.rand_like(x) / (1 - p)\n", id="no comparison"
+    ),
+    pytest.param(
+        "def dropout(x, p):\n    m = torch.floor(1 - p + torch.rand(8))\n    return x / (1-p) * m\n",
+        id="a floor",
+    ),
+    pytest.param(
+        "def dropout(x, p):\n    m = (torch.rand_like(x) > p) / (1 - p)\n    return x * m\n",
+        id="a function that others switch",
+    ),
+    pytest.param(
+        "def dropout(x, p, training):\n    if not training:\n        return x\n"
+        "    if random.random() < p:\n        return 0 * x\n    return x\n",
+        id="a choice of one number",
+    ),
+    pytest.param("m = (torch.rand(8) > dropout).float()\nx = x * m\n", id="outside of functions"),
+]
+
+CHANGES = [
+    ("if _OTHER.search(names):", "if False:"),
+    ("return bool(_DROPOUT.search(names)", "return bool(True"),
+    (" or _DROPOUT.search(_lines(file.statement_of(call), file))", ""),
+    ('name in ("bernoulli", "bernoulli_") and not known', "False"),
+    ('known == "torch.bernoulli"', "False"),
+    ("== left\n", "!= left\n"),
+    ("_under_name(call, file), file)", "call, file)"),
+    ("_rest(kept) in factors and kept not in factors", "False"),
+    ("if not factors and not", "if not"),
+    ("not factors and not _scales_otherwise(call, function, kept, file)", "not factors"),
+    ("not factors and not _scales_otherwise(call, function, kept, file)", "False"),
+    ("if not stays_on(call, rate, file):", "if True:"),
+    ("if not stays_on(call, rate, file):", "if False:"),
+    ("if not _multiplied(mask, function, file):", "if False:"),
+    ("rate = rate.right  # of", "pass  # of"),
+]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong(text):
+    assert hits(text, CODE) == marked(text) != []
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_right(text):
+    assert hits(text, CODE) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            UNSCALED[0].values[0],
+            "the mask keeps `1 - self.p` of the values, which nothing scales by 1 / (1 - self.p)",
+        ),
+        (
+            WRONG[len(UNSCALED)].values[0],
+            "the mask keeps `1 - self.p` of the values and the scale is 1 / (self.p)",
+        ),
+        (
+            WRONG[-1].values[0],
+            "this mask is drawn in evaluation, too: nothing asks for the mode here",
+        ),
+    ],
+)
+def test_messages(text, message):
+    assert messages(text, CODE) == [message]
+
+
+def test_mutants():
+    assert mutants(dropout_by_hand, CHANGES, WRONG + RIGHT) == []

@@ -1,0 +1,141 @@
+"""DS204: element-wise dropout on convolution maps."""
+
+import pytest
+
+from dropseed.audit.rules import elementwise_on_maps
+from test_audit.rule_cases import hits, marked, messages, mutants
+
+CODE = "DS204"
+
+
+def sequence(*lines):
+    """A sequence of these layers."""
+    return "nn.Sequential(\n" + "".join(f"    {line}\n" for line in lines) + ")\n"
+
+
+DROP = "nn.Dropout(0.3),  # wrong"
+CONV = "nn.Conv2d(3, 8, 3),"
+
+WRONG = [
+    pytest.param(sequence(CONV, DROP), id="straight behind"),
+    pytest.param(
+        sequence(CONV, "nn.BatchNorm2d(8),", "nn.ReLU(),", DROP), id="normalized, activated"
+    ),
+    pytest.param(sequence(CONV, "nn.MaxPool2d(2),", DROP), id="pooled"),
+    pytest.param(sequence("nn.Conv3d(3, 8, 3),", DROP), id="three dimensions"),
+    pytest.param(sequence("nn.ConvTranspose2d(3, 8, 3),", "nn.Upsample(2),", DROP), id="upwards"),
+    pytest.param(sequence("nn.Conv2d(3, 8, (1, 3)),", DROP), id="neighbours along one axis"),
+    pytest.param(
+        "def f(x, w):\n    return F.dropout(F.relu(F.conv2d(x, w)), 0.2, True)  # wrong",
+        id="functions",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.drop = nn.Conv2d(3, 8, 3), nn.Dropout(0.5)  # wrong
+
+            def forward(self, x):
+                return self.drop(self.conv(x)).flatten(1)
+        """,
+        id="forward",
+    ),
+    pytest.param(
+        """
+        model = keras.Sequential([
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Dropout(0.25),  # wrong
+            layers.Flatten(),
+        ])
+        """,
+        id="Keras",
+    ),
+]
+
+RIGHT = [
+    pytest.param(sequence(CONV, "nn.Dropout2d(0.3)"), id="channels"),
+    pytest.param(sequence("nn.Conv1d(3, 8, 3),", "nn.Dropout(0.3)"), id="a sequence"),
+    pytest.param(sequence("nn.Conv2d(3, 8, 1),", "nn.Dropout(0.3)"), id="a kernel of 1"),
+    pytest.param(
+        sequence("nn.Conv2d(3, 8, kernel_size=(1, 1)),", "nn.Dropout(0.3)"),
+        id="a kernel of 1, twice",
+    ),
+    pytest.param(sequence("nn.Linear(3, 8),", "nn.Dropout(0.3)"), id="a linear layer"),
+    pytest.param(sequence(CONV, "nn.Flatten(),", "nn.Dropout(0.3)"), id="flattened before"),
+    pytest.param(
+        sequence(CONV, "nn.AdaptiveAvgPool2d(1),", "nn.Dropout(0.3)"), id="pooled over all places"
+    ),
+    pytest.param(
+        sequence(CONV, "nn.AdaptiveMaxPool2d(1),", "nn.ReLU(),", "nn.Dropout(0.3)"),
+        id="pooled over all places, activated",
+    ),
+    pytest.param(sequence(CONV, "nn.Dropout(0)"), id="a rate of 0"),
+    pytest.param(sequence(CONV, "make(),", "nn.Dropout(0.3)"), id="something unknown between"),
+    pytest.param(
+        sequence(CONV, "nn.Conv2d(8, 8, 1),", "nn.Dropout(0.3)"), id="a kernel of 1 between"
+    ),
+    pytest.param(sequence("nn.Dropout(0.3),", CONV), id="before"),
+    pytest.param(sequence(CONV, "nn.AlphaDropout(0.3)"), id="alpha dropout"),
+    pytest.param(
+        "def f(x, w):\n    return F.dropout(F.conv2d(x, w).flatten(2).transpose(1, 2))",
+        id="patches",
+    ),
+    pytest.param("def f(x, w):\n    return x + F.dropout(x) + F.conv2d(x, w)", id="another value"),
+    pytest.param(
+        "def f(x, w, y):\n    return F.dropout(F.conv2d(x, w) + y, 0.1, True)",
+        id="an addition between",
+    ),
+    pytest.param(
+        "def f(x, w, a):\n    if a:\n        x = F.conv2d(x, w)\n    if not a:\n"
+        "        x = F.dropout(x)\n    return x",
+        id="conditions that exclude each other",
+    ),
+    pytest.param(
+        "keras.Sequential([layers.Conv2D(8, 3), layers.SpatialDropout2D(0.2)])",
+        id="Keras, channels",
+    ),
+    pytest.param(
+        "keras.Sequential([layers.Conv2D(8, 3), layers.Dropout(0.2, noise_shape=(None, 1, 1, 8))])",
+        id="Keras, a noise shape",
+    ),
+    pytest.param(
+        "keras.Sequential([layers.Conv2D(8, 3), layers.GlobalAveragePooling2D(), "
+        "layers.Dropout(0.2)])",
+        id="Keras, pooled over all places",
+    ),
+]
+
+CHANGES = [
+    ('("conv2", "conv3")', '("conv1", "conv2", "conv3")'),
+    ('("conv2", "conv3")', '("conv2",)'),
+    ("return not all(number(at) == 1", "return not any(number(at) == 1"),
+    ("return not all(number(at) == 1 for at in sizes)", "return True"),
+    ('"max pool",', ""),
+    ('"batch norm", "norm",', ""),
+    ("dropped_nothing(step) or ", ""),
+    ('file), "elementwise")', 'file), "elementwise", "path")'),
+    (" or _pooled_to_one(step)", ""),
+    ("maps is None or apart(maps, step, file)", "maps is None"),
+]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong(text):
+    assert hits(text, CODE) == marked(text) != []
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_right(text):
+    assert hits(text, CODE) == []
+
+
+def test_message():
+    assert messages(WRONG[0].values[0], CODE) == [
+        "element-wise dropout on the maps of `Conv2d`, where neighbours are alike"
+    ]
+
+
+def test_mutants():
+    assert mutants(elementwise_on_maps, CHANGES, WRONG + RIGHT) == []
