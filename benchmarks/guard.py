@@ -20,7 +20,7 @@ from torch import nn
 
 import dropseed.torch as dst
 from benchmarks.harness import Bar, show, show_bars
-from dropseed.audit.guard import guard
+from dropseed.audit.running.guard import guard
 from dropseed.lab.models import mnist_convnet
 
 _BATCH, _SECONDS = 128, 15.0

@@ -16,7 +16,7 @@ STANDARD_ONLY = sys.stdlib_module_names | {"dropseed"}
 OUTSIDE = {"errors": STANDARD_ONLY, "mask": NUMPY_ONLY, "audit": STANDARD_ONLY}
 """The top-level packages that a part may import; parts that are not named here may import any."""
 
-HOSTS = {"dropseed.audit.pytest_plugin": "pytest"}
+HOSTS = {"dropseed.audit.running.pytest_plugin": "pytest"}
 """Plugins, each with the one package that imports it."""
 
 HEAVY = [

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from dropseed.audit.model import check_model
+from dropseed.audit.running.model import check_model
 
 
 class Net(nn.Module):

@@ -11,11 +11,11 @@ from textwrap import dedent
 from types import ModuleType
 
 from dropseed.audit.engine import scan
-from dropseed.audit.file import File, Hit
 from dropseed.audit.finding import Edit
+from dropseed.audit.reading.file import File, Hit
+from dropseed.audit.reading.source import Source, parse
 from dropseed.audit.rule import Rule
 from dropseed.audit.rules import RULES
-from dropseed.audit.source import Source, parse
 
 PRELUDE = (
     "import torch, torchvision, math, random, numpy as np; from torch import nn, Tensor; "

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dropseed.audit.baseline import (
+from dropseed.audit.finding import Finding, Severity, Span
+from dropseed.audit.reporting.baseline import (
     keys,
     read_baseline,
     relative,
@@ -14,7 +15,6 @@ from dropseed.audit.baseline import (
     within,
     write_baseline,
 )
-from dropseed.audit.finding import Finding, Severity, Span
 from dropseed.errors import InvalidValueError
 
 

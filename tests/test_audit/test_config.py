@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dropseed.audit.config import Config, codes, matches, read_config, with_options
 from dropseed.audit.finding import Severity
+from dropseed.audit.reporting.config import Config, codes, matches, read_config, with_options
 from dropseed.errors import InvalidTypeError, InvalidValueError
 
 FULL = """

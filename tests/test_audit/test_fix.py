@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dropseed.audit import fix as fixing
 from dropseed.audit.finding import Edit, Finding, Fix, Severity, Span
-from dropseed.audit.fix import UnfixableError, difference, fix_all, fixed, write_fixed
+from dropseed.audit.reporting import fix as fixing
+from dropseed.audit.reporting.fix import UnfixableError, difference, fix_all, fixed, write_fixed
 
 
 def edit(line, column, end_line, end_column, text, cell=None):

@@ -4,12 +4,12 @@ import ast
 
 import pytest
 
-from dropseed.audit.axes import axes
-from dropseed.audit.chain import EMPTY, Layer, either, joined, repeated, single, then
-from dropseed.audit.file import File
-from dropseed.audit.flow import Flow, contradict, flow
-from dropseed.audit.operations import family
-from dropseed.audit.source import Source, parse
+from dropseed.audit.reading.axes import axes
+from dropseed.audit.reading.chain import EMPTY, Layer, either, joined, repeated, single, then
+from dropseed.audit.reading.file import File
+from dropseed.audit.reading.flow import Flow, contradict, flow
+from dropseed.audit.reading.operations import family
+from dropseed.audit.reading.source import Source, parse
 from test_audit.rule_cases import PRELUDE, _plain
 
 PASSED = ("activation", "identity", "reshape")

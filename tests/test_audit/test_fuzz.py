@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dropseed.audit.engine import check_source
-from dropseed.audit.source import UnreadableError, decode, parse
+from dropseed.audit.reading.source import UnreadableError, decode, parse
 
 SLOW = settings(
     max_examples=40, deadline=None, suppress_health_check=[*HealthCheck], derandomize=True

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import dropseed.torch as dst
-from dropseed.audit.graph import record
+from dropseed.audit.running.graph import record
 from test_audit.nets import Net
 
 

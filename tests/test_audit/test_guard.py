@@ -17,9 +17,9 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
 import dropseed.torch as dst
-from dropseed.audit.guard import DropoutError, DropoutWarning, allow, guard
-from dropseed.audit.guard import _judge as judge
-from dropseed.audit.judge import _Passes
+from dropseed.audit.running.guard import DropoutError, DropoutWarning, allow, guard
+from dropseed.audit.running.guard import _judge as judge
+from dropseed.audit.running.judge import _Passes
 from dropseed.errors import DropseedError, InvalidTypeError, InvalidValueError, MissingExtraError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -1095,7 +1095,7 @@ def run_program(tmp_path, text=PROGRAM, **variables):
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dropseed-guard\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
-        "[torch.backends]\ndropseed_guard = dropseed.audit.guard:start\n"
+        "[torch.backends]\ndropseed_guard = dropseed.audit.running.autostart:start\n"
     )
     program = tmp_path / "program.py"
     program.write_text(text)
@@ -1124,6 +1124,6 @@ def test_switch(mode, status, words, tmp_path):
 def test_switch_covers_dropseeds_own_layers(tmp_path):
     text = PROGRAM.replace("import torch\n", "import torch\nimport dropseed.torch as dst\n")
     text = text.replace("torch.nn.Dropout(0.5)", "dst.Dropout(0.5)")
-    attach = "from dropseed.audit.guard import attach\nattach()\n"
+    attach = "from dropseed.audit.running.guard import attach\nattach()\n"
     run = run_program(tmp_path, text.replace("model =", attach + "model ="), DROPSEED_GUARD="warn")
     assert "DS505 dropout is on under no_grad" in run.stderr

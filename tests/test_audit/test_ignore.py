@@ -5,8 +5,8 @@ import json
 import pytest
 
 from dropseed.audit.finding import Finding, Severity, Span
-from dropseed.audit.ignore import ignores, without
-from dropseed.audit.source import Source, decode
+from dropseed.audit.reading.source import Source, decode
+from dropseed.audit.reporting.ignore import ignores, without
 
 
 def codes_of(text):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import dropseed.torch as dst
-from dropseed.audit.ledger import ledger
+from dropseed.audit.running.ledger import ledger
 from dropseed.errors import InvalidTypeError, RunError
 
 
@@ -151,7 +151,7 @@ def test_nothing_is_lost_when_a_run_is_interrupted(tmp_path):
     code = f"""
         import os, torch
         from torch import nn
-        from dropseed.audit.ledger import ledger
+        from dropseed.audit.running.ledger import ledger
         model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         with ledger(model, {str(path)!r}):

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 import dropseed.torch as dst
-from dropseed.audit.model import check_model, example_input
-from dropseed.audit.model_report import COLUMNS, findings_by_layer, report_rows
-from dropseed.audit.passes import TRAINING_PASSES
+from dropseed.audit.running.model import check_model, example_input
+from dropseed.audit.running.model_report import COLUMNS, findings_by_layer, report_rows
+from dropseed.audit.running.passes import TRAINING_PASSES
 from dropseed.errors import InvalidTypeError, InvalidValueError, MissingExtraError
 from test_audit.nets import Net, found
 

@@ -5,11 +5,11 @@ from textwrap import dedent
 
 import pytest
 
-from dropseed.audit.facts import collect
-from dropseed.audit.file import File
-from dropseed.audit.names import canonical
-from dropseed.audit.project import Project
-from dropseed.audit.source import Source, parse
+from dropseed.audit.reading.facts import collect
+from dropseed.audit.reading.file import File
+from dropseed.audit.reading.names import canonical
+from dropseed.audit.reading.project import Project
+from dropseed.audit.reading.source import Source, parse
 
 
 def opened(text, name="pkg.module", **others):

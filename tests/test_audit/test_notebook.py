@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dropseed.audit.notebook import cell_sources, file_line, replaced
+from dropseed.audit.reporting.notebook import cell_sources, file_line, replaced
 
 CELLS = [
     {"cell_type": "markdown", "source": ["# A \\ title\n", 'with "quotes" and é']},

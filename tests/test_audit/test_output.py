@@ -7,12 +7,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from dropseed.audit import output
 from dropseed.audit.finding import Edit, Finding, Fix, Severity, Span
-from dropseed.audit.output import FORMATS, table
-from dropseed.audit.output.excerpt import excerpt
-from dropseed.audit.output.place import place, printable, shown
-from dropseed.audit.output.text import render as text
+from dropseed.audit.reporting import output
+from dropseed.audit.reporting.output import FORMATS, table
+from dropseed.audit.reporting.output.excerpt import excerpt
+from dropseed.audit.reporting.output.place import place, printable, shown
+from dropseed.audit.reporting.output.text import render as text
 from dropseed.audit.rules import RULES
 
 ERROR, WARNING, NOTE = Severity

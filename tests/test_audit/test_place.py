@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import dropseed.torch as dst
-from dropseed.audit.model import check_model
+from dropseed.audit.running.model import check_model
 from test_audit.nets import Net, codes, found
 
 pytestmark = pytest.mark.filterwarnings("ignore:dropout[12]d. Received a")

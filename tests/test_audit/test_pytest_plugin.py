@@ -11,17 +11,17 @@ from torch import nn
 from torch.nn import functional
 
 import dropseed.torch as dst
-from dropseed.audit import assertions
-from dropseed.audit.assertions import assert_deterministic_eval, assert_drops_in_training
-from dropseed.audit.sites import sites
-from dropseed.audit.watch import watch
+from dropseed.audit.running import assertions
+from dropseed.audit.running.assertions import assert_deterministic_eval, assert_drops_in_training
+from dropseed.audit.running.sites import sites
+from dropseed.audit.running.watch import watch
 from dropseed.errors import InvalidTypeError, InvalidValueError
 
 pytest_plugins = ("pytester",)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 INSTALLED = entry_points(group="pytest11", name="dropseed")
-PLUGIN = () if INSTALLED else ("-p", "dropseed.audit.pytest_plugin")
+PLUGIN = () if INSTALLED else ("-p", "dropseed.audit.running.pytest_plugin")
 
 
 class Net(nn.Module):
@@ -440,8 +440,8 @@ def test_the_plugin_loads_neither_torch_nor_numpy(pytester):
         import sys
 
         def test():
-            assert "dropseed.audit.pytest_plugin" in sys.modules
-            assert not {"torch", "numpy", "dropseed.audit.guard"} & set(sys.modules)
+            assert "dropseed.audit.running.pytest_plugin" in sys.modules
+            assert not {"torch", "numpy", "dropseed.audit.running.guard"} & set(sys.modules)
         """
     )
     command = [sys.executable, "-m", "pytest", "-q", *PLUGIN, str(pytester.path)]

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import (
 )
 
 import dropseed.torch as dst
-from dropseed.audit.finite import gradient_error
-from dropseed.audit.recompute import check_recompute
-from dropseed.audit.sketch import are_close, sketches
+from dropseed.audit.running.finite import gradient_error
+from dropseed.audit.running.recompute import check_recompute
+from dropseed.audit.running.sketch import are_close, sketches
 from dropseed.errors import InvalidTypeError, InvalidValueError
 
 KEEP = [{"use_reentrant": False}, {"use_reentrant": True}]

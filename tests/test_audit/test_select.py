@@ -2,15 +2,15 @@
 
 import pytest
 
-from dropseed.audit import select
-from dropseed.audit.config import Config
 from dropseed.audit.engine import Report
 from dropseed.audit.finding import Finding, Severity, Span
-from dropseed.audit.ignore import ignores
+from dropseed.audit.reading.source import Source
+from dropseed.audit.reporting import select
+from dropseed.audit.reporting.config import Config
+from dropseed.audit.reporting.ignore import ignores
+from dropseed.audit.reporting.select import active, chosen, without_preview
 from dropseed.audit.rule import Rule
 from dropseed.audit.rules import RULES
-from dropseed.audit.select import active, chosen, without_preview
-from dropseed.audit.source import Source
 
 FILE = (".", "a.py")
 ERROR, WARNING, NOTE = Severity

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 import dropseed.torch as dst
-from dropseed.audit.model import check_model
-from dropseed.audit.shift import Norm, shifted
+from dropseed.audit.running.model import check_model
+from dropseed.audit.running.shift import Norm, shifted
 from test_audit.nets import Net, codes, found
 
 

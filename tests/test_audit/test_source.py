@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dropseed.audit.finding import Span
-from dropseed.audit.source import UnreadableError, decode, parse
+from dropseed.audit.reading.source import UnreadableError, decode, parse
 
 
 def notebook(*cells, language="python"):

@@ -4,9 +4,9 @@ import ast
 
 import pytest
 
-from dropseed.audit import switch
-from dropseed.audit.file import File
-from dropseed.audit.source import Source, parse
+from dropseed.audit.reading import switch
+from dropseed.audit.reading.file import File
+from dropseed.audit.reading.source import Source, parse
 from test_audit.rule_cases import PRELUDE
 
 

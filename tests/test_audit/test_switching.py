@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 import dropseed.torch as dst
-from dropseed.audit.model import check_model
-from dropseed.audit.passes import run
+from dropseed.audit.running.model import check_model
+from dropseed.audit.running.passes import run
 from test_audit.nets import Net, codes, found
 
 X = torch.linspace(-1, 1, 6 * 8).reshape(6, 8)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import dropseed.torch as dst
-from dropseed.audit.model import check_model
-from dropseed.audit.unchanged import unchanged
+from dropseed.audit.running.model import check_model
+from dropseed.audit.running.unchanged import unchanged
 from dropseed.errors import InvalidValueError
 from test_audit.nets import Net
 

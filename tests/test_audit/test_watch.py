@@ -1,5 +1,6 @@
 """One event for every dropout call, and a program that doesn't notice."""
 
+import contextlib
 import inspect
 import math
 import warnings
@@ -14,9 +15,11 @@ from torch.overrides import _len_torch_function_stack
 from torch.utils._python_dispatch import TorchDispatchMode, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
+import dropseed
 import dropseed.torch as dst
 from dropseed import Key
-from dropseed.audit.watch import watch
+from dropseed.audit.running import places
+from dropseed.audit.running.watch import watch
 
 SIZE = (64, 10, 16)
 
@@ -547,6 +550,23 @@ def test_the_line_that_called():
 
     line = inspect.getsourcelines(forward)[1] + 1
     assert only(events_of(Call(forward), torch.ones(8))).caller == f"{__file__}:{line}"
+
+
+@pytest.mark.parametrize(
+    ("module", "inside"),
+    [
+        (torch, True),
+        (functional, True),
+        (dst.functional, True),
+        (places, True),
+        (contextlib, True),
+        (dropseed, False),
+        (pytest, False),
+    ],
+)
+def test_which_files_are_no_callers(module, inside):
+    assert places._is_inside(module.__file__) is inside
+    assert not places._is_inside(torch.__file__.replace("torch/", "torchvision/"))
 
 
 def test_keys_of_dropseed():

@@ -14,8 +14,8 @@ from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
-from dropseed.audit.files import Entry
-from dropseed.audit.ignore import Ignore
+from dropseed.audit.reading.files import Entry
+from dropseed.audit.reporting.ignore import Ignore
 from dropseed.audit.share import Coded, Prepared
 
 

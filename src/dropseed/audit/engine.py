@@ -19,14 +19,14 @@ from typing import TypeVar
 from zlib import crc32
 
 from dropseed.audit.cache import Cache, Kept, Result, digest_of, index_digest
-from dropseed.audit.facts import ModuleFacts
-from dropseed.audit.file import File, Hit
-from dropseed.audit.files import Entry, find
 from dropseed.audit.finding import Finding, Span
-from dropseed.audit.ignore import Ignore
+from dropseed.audit.reading.facts import ModuleFacts
+from dropseed.audit.reading.file import File, Hit
+from dropseed.audit.reading.files import Entry, find
+from dropseed.audit.reading.source import Source, parse
+from dropseed.audit.reporting.ignore import Ignore
 from dropseed.audit.rules import RULES, unreadable_file
 from dropseed.audit.share import Coded, LocalShare, Prepared, RemoteShare, Share, judge
-from dropseed.audit.source import Source, parse
 from dropseed.errors import InvalidValueError
 
 T = TypeVar("T")

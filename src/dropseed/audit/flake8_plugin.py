@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dropseed.audit.cache import default_folder
-from dropseed.audit.config import read_config
 from dropseed.audit.engine import check_source, scan
 from dropseed.audit.finding import Finding
-from dropseed.audit.release import release
-from dropseed.audit.select import active, chosen
+from dropseed.audit.reporting.config import read_config
+from dropseed.audit.reporting.release import release
+from dropseed.audit.reporting.select import active, chosen
 from dropseed.errors import DropseedError
 
 Problem = tuple[int, int, str, type]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dropseed.audit.finding import Severity
 
 if TYPE_CHECKING:
-    from dropseed.audit.file import File, Hit
+    from dropseed.audit.reading.file import File, Hit
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
-from dropseed.audit.facts import ModuleFacts
-from dropseed.audit.file import File, Hit
-from dropseed.audit.files import Entry
 from dropseed.audit.finding import Span
-from dropseed.audit.ignore import Ignore, ignores
-from dropseed.audit.project import Project
+from dropseed.audit.reading.facts import ModuleFacts
+from dropseed.audit.reading.file import File, Hit
+from dropseed.audit.reading.files import Entry
+from dropseed.audit.reading.project import Project
+from dropseed.audit.reading.source import Source, UnreadableError, decode, parse
+from dropseed.audit.reporting.ignore import Ignore, ignores
 from dropseed.audit.rules import RULES, unreadable_file
-from dropseed.audit.source import Source, UnreadableError, decode, parse
 from dropseed.errors import DropseedError
 
 RELEVANT = (

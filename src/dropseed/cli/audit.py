@@ -97,7 +97,7 @@ def audit(
     """
     if rules or explain is not None:
         return show_rules(explain)
-    from dropseed.audit.config import read_config, with_options
+    from dropseed.audit.reporting.config import read_config, with_options
 
     where = paths or [Path()]
     _check_paths(where)
@@ -132,7 +132,7 @@ def _source(
     look: Look, style: str, fix: bool, diff: bool, statistics: bool, show_source: bool
 ) -> bool:
     """Read, maybe fix, and write what is left; whether there is any."""
-    from dropseed.audit.output import FOR_PEOPLE, FORMATS, table, text
+    from dropseed.audit.reporting.output import FOR_PEOPLE, FORMATS, table, text
 
     if diff:
         changes = look.difference()
@@ -153,7 +153,7 @@ def _source(
 
 
 def _check_format(style: str) -> None:
-    from dropseed.audit.output import FORMATS
+    from dropseed.audit.reporting.output import FORMATS
 
     if style not in FORMATS:
         raise InvalidValueError(f"`--format` must be one of {', '.join(FORMATS)}; got {style!r}.")

@@ -15,9 +15,9 @@ from dropseed.errors import InvalidValueError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dropseed.audit.config import Config
-    from dropseed.audit.model_report import Report
-    from dropseed.audit.watch import Note
+    from dropseed.audit.reporting.config import Config
+    from dropseed.audit.running.model_report import Report
+    from dropseed.audit.running.watch import Note
 
 
 def check(
@@ -46,7 +46,7 @@ def check(
             f"got {len(dtypes)}."
         )
     need("torch", extra="torch")
-    from dropseed.audit.model import check_model
+    from dropseed.audit.running.model import check_model
     from dropseed.lab.trace import load_model
 
     model = load_model(address, "--model")
@@ -70,8 +70,8 @@ def selected(report: Report, config: Config) -> Report:
     Returns:
         A report without the rest.
     """
+    from dropseed.audit.reporting.select import active
     from dropseed.audit.rules import RULES
-    from dropseed.audit.select import active
 
     off = {rule.code for rule in RULES} - active(config)
 
@@ -83,7 +83,7 @@ def selected(report: Report, config: Config) -> Report:
 
 
 def _examples(wanted: Sequence[tuple[int, ...]], dtypes: Sequence[str]) -> tuple[Tensor, ...]:
-    from dropseed.audit.model import example_input
+    from dropseed.audit.running.model import example_input
 
     kinds = [*dtypes] * len(wanted) if len(dtypes) == 1 else dtypes
     return tuple(example_input(shape, kind) for shape, kind in zip(wanted, kinds, strict=True))
@@ -94,7 +94,7 @@ def _draw(report: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dropseed.audit.model_report import COLUMNS, report_rows
+    from dropseed.audit.running.model_report import COLUMNS, report_rows
 
     table = Table(*COLUMNS)
     for row in report_rows(report):

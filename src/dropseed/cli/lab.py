@@ -16,7 +16,7 @@ from dropseed.errors import InvalidValueError
 if TYPE_CHECKING:
     from torch import nn
 
-    from dropseed.audit.watch import Note
+    from dropseed.audit.running.watch import Note
 
 Rate = Annotated[
     float | None, typer.Option(help="Fraction dropped, in [0, 1].", show_default="0.5")
@@ -71,7 +71,7 @@ def train(
     )
     need("torch", "numba", "safetensors", "matplotlib")
     _share_cores()
-    from dropseed.audit.ledger import ledger as watched
+    from dropseed.audit.running.ledger import ledger as watched
     from dropseed.lab import data as mnist
     from dropseed.lab.folders import choose
     from dropseed.lab.run import WEIGHTS, resume_run, start_run
@@ -164,9 +164,9 @@ def _findings(
     network: nn.Module, example: Sequence[int]
 ) -> tuple[dict[str, tuple[Note, ...]], list[str]]:
     """What the auditor finds in a model, by layer; or a sentence that says why it can't run it."""
-    from dropseed.audit.config import read_config
-    from dropseed.audit.model import check_model, example_input
-    from dropseed.audit.model_report import findings_by_layer
+    from dropseed.audit.reporting.config import read_config
+    from dropseed.audit.running.model import check_model, example_input
+    from dropseed.audit.running.model_report import findings_by_layer
     from dropseed.cli.check import selected
 
     config = read_config(Path())

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dropseed.audit.baseline import (
+from dropseed.audit.engine import scan
+from dropseed.audit.finding import Finding
+from dropseed.audit.reporting.baseline import (
     Key,
     read_baseline,
     relative,
@@ -14,12 +16,10 @@ from dropseed.audit.baseline import (
     within,
     write_baseline,
 )
-from dropseed.audit.config import Config, matches
-from dropseed.audit.engine import scan
-from dropseed.audit.finding import Finding
-from dropseed.audit.fix import Fixed, difference, fix_all, write_fixed
-from dropseed.audit.output.text import counted
-from dropseed.audit.select import chosen, without_preview
+from dropseed.audit.reporting.config import Config, matches
+from dropseed.audit.reporting.fix import Fixed, difference, fix_all, write_fixed
+from dropseed.audit.reporting.output.text import counted
+from dropseed.audit.reporting.select import chosen, without_preview
 from dropseed.cli.screen import progress, say
 
 

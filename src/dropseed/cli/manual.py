@@ -29,9 +29,9 @@ def show_rules(word: str | None) -> int:
     Raises:
         InvalidValueError: it is no rule's.
     """
-    from dropseed.audit.config import hint
     from dropseed.audit.manual import page
-    from dropseed.audit.output.table import rules
+    from dropseed.audit.reporting.config import hint
+    from dropseed.audit.reporting.output.table import rules
     from dropseed.audit.rules import RULES
 
     if word is None:

@@ -1,5 +1,7 @@
 """dropseed for PyTorch. Write ``import dropseed.torch as dst``; Numba loads at the first call."""
 
+import sys as _sys
+
 from dropseed.errors import MissingExtraError
 
 try:
@@ -90,3 +92,6 @@ __all__ = [
     "set_rate",
     "sites",
 ]
+
+if _guard := _sys.modules.get("dropseed.audit.running.guard"):  # it wants to see our calls, too
+    _guard.attach()

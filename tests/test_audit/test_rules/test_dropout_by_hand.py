@@ -64,6 +64,10 @@ WRONG = [
         id="no switch",
     ),
     pytest.param(
+        module(f"{GUARD}m = torch.rand_like(x) > self.dropout  # wrong\nreturn x * m", "Net"),
+        id="named by the rate alone",
+    ),
+    pytest.param(
         module(
             "m = x.new(1, 8).bernoulli_(1 - self.p).div_(1 - self.p)  # wrong\nx = m * x\nreturn x"
         ),
@@ -163,7 +167,7 @@ RIGHT = [
         "def dropout(x, p):\n    return x * torch.rand_like(x) / (1 - p)\n", id="no comparison"
     ),
     pytest.param(
-        "def dropout(x, p):\n    m = torch.floor(1 - p + torch.rand(8))\n    return x / (1-p) * m\n",
+        "def dropout(x, p):\n    m = torch.floor(1 - p + torch.rand(8))\n    return x / (1-p)*m\n",
         id="a floor",
     ),
     pytest.param(

@@ -45,14 +45,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from dropseed.audit.active import stays_on
-from dropseed.audit.edits import add_argument, reaches_self
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import File, Hit, argument, opaque
 from dropseed.audit.finding import Fix, Severity
-from dropseed.audit.functionals import FUNCTIONALS, Functional, functional_calls
+from dropseed.audit.reading.active import stays_on
+from dropseed.audit.reading.edits import add_argument, reaches_self
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import File, Hit, argument, opaque
+from dropseed.audit.reading.functionals import FUNCTIONALS, Functional, functional_calls
+from dropseed.audit.reading.switch import always_true
 from dropseed.audit.rule import Rule
-from dropseed.audit.switch import always_true
 
 
 def check(file: File) -> Iterator[Hit]:

@@ -38,11 +38,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from dropseed.audit.active import stays_on
-from dropseed.audit.edits import reaches_self
-from dropseed.audit.file import File, Hit, argument
 from dropseed.audit.finding import Fix, Severity
-from dropseed.audit.functionals import ATTENTION
+from dropseed.audit.reading.active import stays_on
+from dropseed.audit.reading.edits import reaches_self
+from dropseed.audit.reading.file import File, Hit, argument
+from dropseed.audit.reading.functionals import ATTENTION
 from dropseed.audit.rule import Rule
 
 

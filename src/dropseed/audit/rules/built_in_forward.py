@@ -40,14 +40,14 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.active import Rate, rate_in_evaluation
-from dropseed.audit.edits import append, constructor, reaches_self
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import Class, File, Function, Hit, argument
 from dropseed.audit.finding import Fix, Severity
-from dropseed.audit.names import TORCH_DROPOUTS, is_torch_module
+from dropseed.audit.reading.active import Rate, rate_in_evaluation
+from dropseed.audit.reading.edits import append, constructor, reaches_self
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import Class, File, Function, Hit, argument
+from dropseed.audit.reading.names import TORCH_DROPOUTS, is_torch_module
+from dropseed.audit.reading.switch import asked_at, by_design, calls_of, trains_only
 from dropseed.audit.rule import Rule
-from dropseed.audit.switch import asked_at, by_design, calls_of, trains_only
 
 _OWN_LAYER = re.compile(r"\w*(?:Dropout|DropPath|DropBlock|DropConnect|StochasticDepth)(?:\d[dD])?")
 _BUILDERS = {"__init__", "__new__", "build", "setup", "setUp", "reset_parameters", "main"}

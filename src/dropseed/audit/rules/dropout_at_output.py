@@ -49,12 +49,12 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import File, Hit, argument
 from dropseed.audit.finding import Severity
-from dropseed.audit.flow import Flow, apart, dropped_nothing, flow
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import File, Hit, argument
+from dropseed.audit.reading.flow import Flow, apart, dropped_nothing, flow
+from dropseed.audit.reading.steps import Step
 from dropseed.audit.rule import Rule
-from dropseed.audit.steps import Step
 
 BETWEEN = ("activation", "identity", "reshape", "index", "softmax", "record")
 CLASSES = re.compile(

@@ -46,10 +46,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.active import stays_on
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import File, Function, Hit, argument, number
 from dropseed.audit.finding import Severity
+from dropseed.audit.reading.active import stays_on
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import File, Function, Hit, argument, number
 from dropseed.audit.rule import Rule
 
 _UNIFORM = {

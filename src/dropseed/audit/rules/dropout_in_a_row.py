@@ -36,11 +36,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dropseed.audit.file import File, Hit
 from dropseed.audit.finding import Severity
-from dropseed.audit.flow import apart, dropped_nothing, flow
+from dropseed.audit.reading.file import File, Hit
+from dropseed.audit.reading.flow import apart, dropped_nothing, flow
+from dropseed.audit.reading.steps import Step
 from dropseed.audit.rule import Rule
-from dropseed.audit.steps import Step
 
 BETWEEN = ("activation", "identity", "reshape", "index")
 

@@ -47,11 +47,11 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.file import File, Hit, Scope
 from dropseed.audit.finding import Severity
-from dropseed.audit.modes import ANY, Event, Modes, covers, same
+from dropseed.audit.reading.file import File, Hit, Scope
+from dropseed.audit.reading.modes import ANY, Event, Modes, covers, same
+from dropseed.audit.reading.switch import leaves, mode_at
 from dropseed.audit.rule import Rule
-from dropseed.audit.switch import leaves, mode_at
 
 _RETURNS = (ast.Return, ast.Raise)
 _EXITS = (*_RETURNS, ast.Break)

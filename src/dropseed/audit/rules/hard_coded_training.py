@@ -41,13 +41,13 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.active import stays_on
-from dropseed.audit.edits import reaches_self
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import File, Hit, argument
 from dropseed.audit.finding import Fix, Severity
-from dropseed.audit.functionals import functional_calls
-from dropseed.audit.names import KERAS_DROPOUTS
+from dropseed.audit.reading.active import stays_on
+from dropseed.audit.reading.edits import reaches_self
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import File, Hit, argument
+from dropseed.audit.reading.functionals import functional_calls
+from dropseed.audit.reading.names import KERAS_DROPOUTS
 from dropseed.audit.rule import Rule
 
 _GENERATOR = re.compile(r"generator|pix2?pix|\bgan\b", re.IGNORECASE)

@@ -45,12 +45,12 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import Class, File, Hit, Scope, argument, number, opaque
 from dropseed.audit.finding import Severity
-from dropseed.audit.names import JAX_DROPOUTS
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import Class, File, Hit, Scope, argument, number, opaque
+from dropseed.audit.reading.names import JAX_DROPOUTS
+from dropseed.audit.reading.switch import by_design, leaves, trains_only
 from dropseed.audit.rule import Rule
-from dropseed.audit.switch import by_design, leaves, trains_only
 
 _LIBRARIES = frozenset({"jax", "flax", "haiku", "equinox", "haliax"})
 _KEYS = ("key", "rng", "dropout_rng", "dropout_key", "rng_key", "prng_key", "prng")

@@ -36,10 +36,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import File, Hit, number
 from dropseed.audit.finding import Severity
-from dropseed.audit.rates import rates
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import File, Hit, number
+from dropseed.audit.reading.rates import rates
 from dropseed.audit.rule import Rule
 
 _SHARE = r"(?:prob(?:ability|abilities|a|s)?|rate|ratio|p|frac(?:tion)?)"

@@ -38,9 +38,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import File, Function, Hit
 from dropseed.audit.finding import Fix, Severity
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import File, Function, Hit
 from dropseed.audit.rule import Rule
 
 MODES = frozenset({"mode", "training", "train", "is_train", "is_training", "train_mode", "flag"})

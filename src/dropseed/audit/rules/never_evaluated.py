@@ -39,10 +39,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.facts import ModuleFacts, dotted
-from dropseed.audit.file import Class, File, Function, Hit
 from dropseed.audit.finding import Severity
-from dropseed.audit.names import is_torch_module
+from dropseed.audit.reading.facts import ModuleFacts, dotted
+from dropseed.audit.reading.file import Class, File, Function, Hit
+from dropseed.audit.reading.names import is_torch_module
 from dropseed.audit.rule import Rule
 
 _EVALUATES = re.compile(

@@ -35,9 +35,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dropseed.audit.file import File, Hit, argument, number, opaque
 from dropseed.audit.finding import Severity
-from dropseed.audit.functionals import functional_calls
+from dropseed.audit.reading.file import File, Hit, argument, number, opaque
+from dropseed.audit.reading.functionals import functional_calls
 from dropseed.audit.rule import Rule
 
 

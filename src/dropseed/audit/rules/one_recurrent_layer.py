@@ -35,10 +35,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import File, Hit, argument, opaque
 from dropseed.audit.finding import Severity
-from dropseed.audit.rates import Place, inherited, literal
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import File, Hit, argument, opaque
+from dropseed.audit.reading.rates import Place, inherited, literal
 from dropseed.audit.rule import Rule
 
 _TORCH: tuple[Place, Place] = (2, "num_layers"), (5, "dropout")

@@ -31,9 +31,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from dropseed.audit.file import File, Hit
 from dropseed.audit.finding import Severity
-from dropseed.audit.rates import by_default, literal, rates
+from dropseed.audit.reading.file import File, Hit
+from dropseed.audit.reading.rates import by_default, literal, rates
 from dropseed.audit.rule import Rule
 
 

@@ -54,12 +54,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from dropseed.audit.axes import axes
-from dropseed.audit.file import File, Hit
 from dropseed.audit.finding import Severity
-from dropseed.audit.flow import apart, flow
+from dropseed.audit.reading.axes import axes
+from dropseed.audit.reading.file import File, Hit
+from dropseed.audit.reading.flow import apart, flow
+from dropseed.audit.reading.steps import Step
 from dropseed.audit.rule import Rule
-from dropseed.audit.steps import Step
 
 ELEMENTS = ("activation", "identity", "elementwise", "spatial", "alpha", "norm")
 """What leaves the axes as they are and may work on any data."""

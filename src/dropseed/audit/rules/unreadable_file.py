@@ -24,8 +24,8 @@ that runs.
 
 from collections.abc import Iterator
 
-from dropseed.audit.file import File, Hit
 from dropseed.audit.finding import Severity
+from dropseed.audit.reading.file import File, Hit
 from dropseed.audit.rule import Rule
 
 

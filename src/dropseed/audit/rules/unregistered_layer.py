@@ -48,13 +48,13 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.edits import spelling
-from dropseed.audit.facts import dotted
-from dropseed.audit.file import Class, File, Hit
 from dropseed.audit.finding import Fix, Severity
-from dropseed.audit.names import TORCH_DROPOUTS
+from dropseed.audit.reading.edits import spelling
+from dropseed.audit.reading.facts import dotted
+from dropseed.audit.reading.file import Class, File, Hit
+from dropseed.audit.reading.names import TORCH_DROPOUTS
+from dropseed.audit.reading.switch import by_design
 from dropseed.audit.rule import Rule
-from dropseed.audit.switch import by_design
 
 _REGISTERS = {"add_module", "register_module", "_modules", "setattr", "__setattr__"}
 _GROWS = {"append", "extend", "insert", "update", "setdefault"}

@@ -49,11 +49,11 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dropseed.audit.facts import ModuleFacts, borrowed, dotted
-from dropseed.audit.file import Class, File, Function, Hit
 from dropseed.audit.finding import Severity
-from dropseed.audit.names import DROPOUTS
-from dropseed.audit.operations import DROPPING
+from dropseed.audit.reading.facts import ModuleFacts, borrowed, dotted
+from dropseed.audit.reading.file import Class, File, Function, Hit, argument, opaque
+from dropseed.audit.reading.names import DROPOUTS
+from dropseed.audit.reading.operations import DROPPING
 from dropseed.audit.rule import Rule
 
 _FORWARD = {"forward", "call", "__call__"}
@@ -62,6 +62,7 @@ _ROOTS = re.compile(
     r"|equinox\.Module|haiku\.Module|object|abc\.ABC|typing\.\w+|Generic|torch\.jit\.ScriptModule"
 )
 """Classes that use no dropout of their children."""
+_NAMED = re.compile("drop|StochasticDepth", re.IGNORECASE)
 _ASKING = {"getattr", "hasattr", "attrgetter", "get_submodule", "__getattr__", "__getattribute__"}
 _RATE = re.compile(
     r"(?!.*(?:rng|key|mask|seed|state|token|label|word|feature|column|data|last)s?$)"
@@ -117,7 +118,7 @@ def _built(value: ast.expr, file: File) -> list[ast.expr]:
     """The dropout layers that an attribute is set to; nothing but those may be in it."""
     if isinstance(value, ast.IfExp):
         return _built(value.body, file) + _built(value.orelse, file)
-    if not isinstance(value, ast.Call) or "drop" not in _last(value.func).lower():
+    if not isinstance(value, ast.Call) or not _NAMED.search(_last(value.func)):
         return []
     kind = file.layer_kind(value)
     return [value] if kind in DROPOUTS or _own_dropout(kind, file) else []
@@ -212,23 +213,21 @@ def _thrown_away(file: File) -> Iterator[Hit]:
     for call in file.calls:
         if "drop" not in _last(call.func).lower() or not isinstance(file.parent(call), ast.Expr):
             continue
-        if _in_place(call):
-            continue
         name = file.called(call)
-        if name in DROPPING or file.dropout_kind(call):
+        if (name in DROPPING and not _in_place(call, 3)) or file.dropout_kind(call):
             yield file.hit(call, "the result of this dropout is thrown away")
         else:
             built = file.values(call.func) if isinstance(call.func, ast.Attribute) else [call.func]
-            if built and all(file.dropout_kind(at) and not _in_place(at) for at in built):
+            if built and all(file.dropout_kind(at) and not _in_place(at, 1) for at in built):
                 yield file.hit(call, "the result of this dropout is thrown away")
 
 
-def _in_place(call: ast.expr) -> bool:
-    return isinstance(call, ast.Call) and (
-        any(keyword.arg in ("inplace", None) for keyword in call.keywords)
-        or len(call.args) > (1 if call.keywords else 2)
-        or any(isinstance(at, ast.Constant) and at.value is True for at in call.args)
-    )
+def _in_place(call: ast.expr, position: int) -> bool:
+    """Whether a layer or function works in place, or may do so."""
+    if not isinstance(call, ast.Call) or opaque(call):
+        return True
+    given = argument(call, position, "inplace")
+    return given is not None and not (isinstance(given, ast.Constant) and given.value is False)
 
 
 # ---- arguments -----------------------------------------------------------------------------
@@ -240,7 +239,7 @@ def _arguments(function: Function, file: File) -> Iterator[Hit]:
     named = [
         at
         for at in (*every.posonlyargs, *every.args, *every.kwonlyargs)
-        if "drop" in at.arg and _RATE.fullmatch(at.arg)
+        if "drop" in at.arg and at.arg[0] != "_" and _RATE.fullmatch(at.arg)
     ]
     unused = [at for at in named if not _used(at, function, file)]
     if unused and not _imposed(function, file):
@@ -271,7 +270,8 @@ def _imposed(function: Function, file: File) -> bool:
     if any(isinstance(at, ast.Call) and _takes_all(at) for at in ast.walk(function)):
         return True
     return owner is not None and (
-        "save_hyperparameters" in file.facts.attributes or _shared(function, owner, file)
+        bool({"save_hyperparameters", "hparams"} & file.facts.attributes)
+        or _shared(function, owner, file)
     )
 
 

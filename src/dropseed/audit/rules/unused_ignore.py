@@ -22,8 +22,8 @@ last code. A bare `# noqa` belongs to other linters, too, and is never reported.
 
 from collections.abc import Iterator
 
-from dropseed.audit.file import File, Hit
 from dropseed.audit.finding import Severity
+from dropseed.audit.reading.file import File, Hit
 from dropseed.audit.rule import Rule
 
 

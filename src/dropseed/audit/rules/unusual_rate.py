@@ -32,10 +32,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from dropseed.audit.file import File, Hit
 from dropseed.audit.finding import Severity
-from dropseed.audit.names import DROPOUTS
-from dropseed.audit.rates import TRANSFORMERS, by_default, rates
+from dropseed.audit.reading.file import File, Hit
+from dropseed.audit.reading.names import DROPOUTS
+from dropseed.audit.reading.rates import TRANSFORMERS, by_default, rates
 from dropseed.audit.rule import Rule
 
 HIGH = 0.8

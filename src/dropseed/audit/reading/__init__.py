@@ -1,0 +1,1 @@
+"""Reading source: text, names, conditions and the flow of values. No rule is here."""

@@ -1,0 +1,183 @@
+"""Where the values of a forward pass come from and go to, as far as source tells.
+
+Every application of a layer, function, method or operator is a step; a step knows the steps that
+give its inputs. All branches are followed, loops twice. Calls of what the same file defines are
+followed inside. What can't be told is a step of unknown kind, at which every search ends.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeVar
+
+from dropseed.audit.reading.file import File, Function, argument, number
+from dropseed.audit.reading.interpret import Interpreter
+from dropseed.audit.reading.operations import DROPPING
+from dropseed.audit.reading.steps import Step, Value
+
+T = TypeVar("T")
+
+
+@dataclass
+class Flow:
+    """The steps of a file's functions and classes that have to do with dropout.
+
+    Attributes:
+        steps: every step.
+        returned: what each function gives back, by its definition.
+        sequences: where sequences are built; each is also applied there, by itself.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    returned: dict[Function, Value] = field(default_factory=dict)
+    sequences: set[ast.AST] = field(default_factory=set)
+
+    def dropouts(self, *families: str) -> Iterator[Step]:
+        """The steps that drop: "elementwise", whole maps ("spatial"), paths ("path") or "alpha"."""
+        return (step for step in self.steps if step.family in families)
+
+    def found(self, look: Callable[[Step], T | None], *families: str) -> Iterator[tuple[Step, T]]:
+        """What is found at the dropouts of some families, once for each place in the source.
+
+        Args:
+            look: gives what there is to say of a step, or None.
+            families: as of `dropouts`.
+
+        Returns:
+            An iterator over the steps and what was found.
+        """
+        seen: set[ast.AST] = set()
+        for step in self.dropouts(*families):
+            answer = look(step) if step.site not in seen else None
+            if answer is not None:
+                seen.add(step.site)
+                yield step, answer
+
+
+@lru_cache(maxsize=1)
+def flow(file: File) -> Flow:
+    """Follow the values of a file wherever dropout is built or applied.
+
+    Args:
+        file: the file, with its project.
+
+    Returns:
+        The steps; none if there is no dropout, or if the file is of tests.
+    """
+    found = [] if file.in_tests else [call for call in file.calls if _drops(call, file)]
+    if not found:
+        return Flow()
+    interpreter = Interpreter(file)
+    return Flow(interpreter.follow(found), interpreter.returned, {*interpreter.sequences})
+
+
+def _drops(call: ast.Call, file: File) -> bool:
+    func = call.func
+    name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+    if "drop" not in name.lower():
+        return False
+    return bool(file.dropout_kind(call)) or file.called(call) in DROPPING
+
+
+def contradict(one: ast.AST, other: ast.AST, file: File) -> bool:
+    """Whether two places of a file never run together: one under the opposite of a condition."""
+    held = [(test, truth) for test, truth in _held(one, file)]
+    return any(
+        _exclude(test, truth, its, their)
+        for test, truth in held
+        for its, their in _held(other, file)
+    )
+
+
+def _exclude(one: ast.expr, truth: bool, other: ast.expr, its: bool) -> bool:
+    """Whether two conditions can't both be as they are: `a` and `not a`, `a == 1` and `a == 2`."""
+    if ast.dump(one) == ast.dump(other):
+        return truth != its
+    return (
+        truth
+        and its
+        and isinstance(one, ast.Compare)
+        and isinstance(other, ast.Compare)
+        and isinstance(one.ops[0], ast.Eq | ast.Is)
+        and isinstance(other.ops[0], ast.Eq | ast.Is)
+        and ast.dump(one.left) == ast.dump(other.left)
+        and isinstance(one.comparators[0], ast.Constant)
+        and isinstance(other.comparators[0], ast.Constant)
+    )
+
+
+def _held(node: ast.AST, file: File) -> Iterator[tuple[ast.expr, bool]]:
+    """The conditions that hold where a node runs."""
+    child = node
+    for parent in file.ancestors(node):
+        if isinstance(parent, ast.If | ast.IfExp) and child is not parent.test:
+            body = parent.body if isinstance(parent.body, list) else [parent.body]
+            yield from _parts(parent.test, child in body)
+        if isinstance(parent, ast.FunctionDef | ast.AsyncFunctionDef):
+            return
+        child = parent
+
+
+def _parts(test: ast.expr, truth: bool) -> Iterator[tuple[ast.expr, bool]]:
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        yield from _parts(test.operand, not truth)
+    elif isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) == truth:
+        for value in test.values:
+            yield from _parts(value, truth)
+    else:
+        yield test, truth
+
+
+def dropped_nothing(step: Step) -> bool:
+    """Whether a dropout's rate is written as 0."""
+    call = step.site
+    return isinstance(call, ast.Call) and any(
+        number(argument(call, 0 if step.layer else 1, name)) == 0 for name in ("p", "rate")
+    )
+
+
+def apart(one: Step, other: Step, file: File) -> bool:
+    """Whether a value can't go from one step to another, because of conditions.
+
+    Those where the two are built and applied exclude each other; or the condition of the first
+    holds again between the two, and what happens under it there was left out on the way; or the
+    second is in another function, under a condition which a caller may have decided.
+    """
+    here = file.function_of(one.node)
+    for place in (other.node, *other.calls):
+        elsewhere = place not in one.calls and file.function_of(place) is not here
+        if elsewhere and not all(_harmless(test) for test, _ in _held(place, file)):
+            return True
+    pairs = ((one.site, other.site), (one.node, other.node), (one.site, other.node))
+    return any(contradict(first, second, file) for first, second in pairs) or any(
+        _again(first, second, file) for first, second in pairs[:2]
+    )
+
+
+def _harmless(test: ast.expr) -> bool:
+    """Whether a condition asks for a rate, for training, or for what the interpreter knows."""
+    known = isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Is | ast.IsNot)
+    text = ast.unparse(test)
+    return known or text.startswith("isinstance(") or "drop" in text or "training" in text
+
+
+def _again(one: ast.AST, other: ast.AST, file: File) -> bool:
+    function = file.function_of(one)
+    if function is None or function is not file.function_of(other):
+        return False
+    held = [(ast.dump(test), truth) for test, truth in _held(one, file)]
+    inside = set(file.ancestors(other))
+    return bool(held) and any(
+        isinstance(at, ast.If)
+        and at not in inside
+        and _line(one) < at.lineno < _line(other)
+        and any((ast.dump(test), truth) in held for test, truth in _parts(at.test, True))
+        for at in ast.walk(function)
+    )
+
+
+def _line(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)

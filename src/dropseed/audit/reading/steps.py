@@ -1,0 +1,124 @@
+"""Steps of a forward pass, and the values that they make."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from dropseed.audit.reading.chain import Chain, Layer, either
+from dropseed.audit.reading.operations import family
+
+Place = ast.expr | ast.stmt | ast.arg
+
+
+@dataclass(eq=False)
+class Step:
+    """Something that is applied to values.
+
+    Attributes:
+        kind: the canonical name of the layer or function; of a tensor's method its name behind a
+            dot; of an operator its sign; "" if that can't be told.
+        node: where it is applied.
+        layer: the layer, if it is one.
+        calls: the calls that have led there, if it is in a function that was followed.
+        inputs: the steps that give its inputs.
+        users: the steps that take its output.
+    """
+
+    kind: str
+    node: Place
+    layer: Layer | None = None
+    calls: tuple[ast.expr, ...] = ()
+    inputs: set[Step] = field(default_factory=set)
+    users: set[Step] = field(default_factory=set)
+
+    @property
+    def site(self) -> Place:
+        """Where the layer is built, or the function called."""
+        return self.layer.built if self.layer else self.node
+
+    @cached_property
+    def family(self) -> str:
+        """What it does, in a word."""
+        return family(self.kind)
+
+    @property
+    def name(self) -> str:
+        """The last word of its kind."""
+        return self.kind.rpartition(".")[2]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """For sorting."""
+        return getattr(self.node, "lineno", 0), getattr(self.node, "col_offset", 0)
+
+    def before(self, *through: str) -> list[Step]:
+        """The steps whose output reaches this one straight, or through steps of some families."""
+        return _reached(self, "inputs", through)[1]
+
+    def after(self, *through: str) -> list[Step]:
+        """The steps that this one's output reaches straight, or through steps of some families."""
+        return _reached(self, "users", through)[1]
+
+    def passed(self, *through: str) -> set[Step]:
+        """This step, and those of some families through which its output goes."""
+        return _reached(self, "users", through)[0]
+
+
+def _reached(start: Step, way: str, through: tuple[str, ...]) -> tuple[set[Step], list[Step]]:
+    """The steps that are passed on a way, and those at its ends."""
+    found: dict[Step, None] = {}
+    waiting, passed = [start], {start}
+    while waiting:
+        for step in sorted(getattr(waiting.pop(), way), key=lambda at: at.position):
+            if step.family in through:
+                if step not in passed:
+                    passed.add(step)
+                    waiting.append(step)
+            else:
+                found[step] = None
+    return passed, list(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What an expression may be.
+
+    Attributes:
+        steps: the steps that may have made it.
+        chain: the layers that it may be, or that it holds in order.
+        tuples: the values that it holds, if it is a tuple; several if it may be of several lengths.
+    """
+
+    steps: frozenset[Step] = frozenset()
+    chain: Chain | None = None
+    tuples: tuple[tuple[Value, ...], ...] = ()
+
+
+NOTHING = Value()
+
+
+def union(one: Value, other: Value) -> Value:
+    """One value or another."""
+    if one is other or other is NOTHING:
+        return one
+    if one is NOTHING:
+        return other
+    tuples = {len(values): values for values in one.tuples}
+    for values in other.tuples:
+        mine = tuples.get(len(values))
+        tuples[len(values)] = tuple(map(union, mine, values)) if mine else values
+    chain = one.chain or other.chain
+    if one.chain and other.chain:
+        chain = either(one.chain, other.chain)
+    return Value(one.steps | other.steps, chain, tuple(tuples.values()))
+
+
+def any_of(values: Iterable[Value]) -> Value:
+    """Any one of some values."""
+    result = NOTHING
+    for value in values:
+        result = union(result, value)
+    return result

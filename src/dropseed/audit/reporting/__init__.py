@@ -1,0 +1,1 @@
+"""What is made of findings: selection, formats, fixes."""

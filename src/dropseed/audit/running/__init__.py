@@ -1,0 +1,1 @@
+"""Watching models that run. torch is imported inside functions."""
