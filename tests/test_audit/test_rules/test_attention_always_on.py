@@ -204,6 +204,18 @@ RIGHT = [
     ),
     pytest.param(
         """
+        class Attention(nn.Module):
+            def train(self, mode=True):
+                self.dropout_p = self.p if mode else 0.0
+                return super().train(mode)
+
+            def forward(self, q, k, v):
+                return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_p)
+        """,
+        id="an attribute that train sets",
+    ),
+    pytest.param(
+        """
         class BayesianAttention(nn.Module):
             def forward(self, q, k, v):
                 return F.scaled_dot_product_attention(q, k, v, dropout_p=self.p)
@@ -223,13 +235,21 @@ def test_hits(text):
 def test_files_are_taken_together(tmp_path):
     files = {
         "net/ops.py": "from torch.nn.functional import scaled_dot_product_attention as attend",
-        "net/base.py": "import torch.nn as nn\nclass Base(nn.Module): ...",
+        "net/base.py": """
+            from torch import nn
+
+            class Base(nn.Module):
+                @property
+                def rate(self):
+                    return self.p if self.training else 0.0
+        """,
         "net/model.py": """
             from .base import Base
             from .ops import attend
 
             class Attention(Base):
                 def forward(self, q, k, v):
+                    q = attend(q, k, v, dropout_p=self.rate)
                     return attend(q, k, v, dropout_p=self.p)  # wrong
         """,
         "test_attention.py": """

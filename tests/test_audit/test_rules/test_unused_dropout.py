@@ -106,7 +106,8 @@ WRONG = [
         "def f(x, dropout):  # wrong\n    dropout = 0.1\n    return x", id="set, and never read"
     ),
     pytest.param(
-        "class Net(nn.Module):\n    def forward(self, x, dropout=0.1):  # wrong\n        return x * 2",
+        "class Net(nn.Module):\n    def forward(self, x, dropout=0.1):  # wrong\n"
+        "        return x * 2",
         id="an argument of forward",
     ),
 ]
@@ -201,7 +202,8 @@ RIGHT = [
         id="saved settings",
     ),
     pytest.param(
-        "class A(nn.Module):\n    def run(self, x, dropout):\n        return F.dropout(x, dropout)\n\n\n"
+        "class A(nn.Module):\n    def run(self, x, dropout):\n"
+        "        return F.dropout(x, dropout)\n\n\n"
         "class B(A):\n    def run(self, x, dropout):\n        return x * 2\n",
         id="an override",
     ),
@@ -212,7 +214,8 @@ RIGHT = [
     ),
     pytest.param(
         "class A(nn.Module):\n    def update_dropout(self, p, attn_drop):\n        self.p = p\n\n\n"
-        "class B(nn.Module):\n    def update_dropout(self, p, attn_drop):\n        self.p = attn_drop\n",
+        "class B(nn.Module):\n    def update_dropout(self, p, attn_drop):\n"
+        "        self.p = attn_drop\n",
         id="a method that others have, too",
     ),
     pytest.param(
