@@ -11,6 +11,7 @@ ALL = [
     errors.MissingExtraError("numba", "torch"),
     errors.DataError("text"),
     errors.RunError("text"),
+    errors.DropoutError("text"),
 ]
 
 

@@ -182,7 +182,7 @@ def large(tree):
     return tree(
         base="from torch.nn.functional import dropout\n",
         **{
-            f"a{n}": f"from base import dropout\ndef f(x): dropout(x)\n{filler}\n"
+            f"a{n}": f"from base import dropout\ndef f(x): return dropout(x)\n{filler}\n"
             for n in range(20)
         },
     )
@@ -263,7 +263,8 @@ def test_only_a_changed_file_is_parsed_again(tree, tmp_path_factory, prepared):
 
 def test_a_changed_file_changes_what_others_mean(tree, tmp_path_factory):
     folder = tree(
-        a="from b import dropout\ndef f(x): dropout(x)\n", b="from torch.nn.functional import *\n"
+        a="from b import dropout\ndef f(x): return dropout(x)\n",
+        b="from torch.nn.functional import *\n",
     )
     cache = tmp_path_factory.mktemp("cache")
     assert places(scan([folder], cache=cache)) == [("a.py", 2, "DS101")]

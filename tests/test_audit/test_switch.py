@@ -56,6 +56,7 @@ def condition(text):
         ("train == 3", None, None),
         ("self.p > 0", None, None),
         ("self.train", None, None),
+        ("self.train()", None, None),
         ("self.use_dropout", None, None),
         ("trainer", None, None),
         ("x", None, None),

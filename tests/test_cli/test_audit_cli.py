@@ -187,7 +187,7 @@ def test_selection(words, found, call):
 def test_preview_is_asked_for(call, monkeypatch):
     from dataclasses import replace
 
-    from dropseed.audit import config, select
+    from dropseed.audit.reporting import config, select
 
     rules = [replace(one, preview=one.code == "DS101") for one in RULES]
     monkeypatch.setattr(select, "RULES", rules)

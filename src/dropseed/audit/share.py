@@ -34,7 +34,12 @@ RELEVANT = (
     "flash_attn",
     "memory_efficient_attention",
     "stochastic_depth",
+    ".train(false",
     "def train",
+    "def eval",
+    "def predict",
+    "def infer",
+    "def validat",
     "bernoulli",
     "deterministic",
 )

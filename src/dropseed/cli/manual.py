@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from importlib import import_module
 
+from dropseed import audit
 from dropseed.cli.screen import write, write_page
 from dropseed.errors import InvalidValueError
 
 RUNTIME = {
-    **dict.fromkeys(("DS501", "DS502", "DS503", "DS504"), ("model", "check_model")),
-    **dict.fromkeys(("DS505", "DS506", "DS507"), ("guard", "guard")),
-    "DS508": ("recompute", "check_recompute"),
+    **dict.fromkeys(("DS501", "DS502", "DS503", "DS504"), "check_model"),
+    **dict.fromkeys(("DS505", "DS506", "DS507"), "guard"),
+    "DS508": "check_recompute",
 }
-"""Code -> file and function of what only running code shows; their docstrings say it."""
+"""Code -> function of `dropseed.audit` that finds it in running code; its docstring says what."""
 
 
 def show_rules(word: str | None) -> int:
@@ -49,8 +49,8 @@ def show_rules(word: str | None) -> int:
 
 def _runtime_page(code: str) -> str:
     """What a function's docstring says of a code, or all of it before its arguments."""
-    file, name = RUNTIME[code]
-    text = inspect.getdoc(getattr(import_module(f"dropseed.audit.{file}"), name)) or ""
+    name = RUNTIME[code]
+    text = inspect.getdoc(getattr(audit, name)) or ""
     about = text.partition("\nArgs:")[0].strip()
     item = re.search(rf"^- {code}: (.*?)(?=^- |^\S|\Z)", about, re.MULTILINE | re.DOTALL)
     words = " ".join(item[1].split()) if item else about

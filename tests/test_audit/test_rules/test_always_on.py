@@ -53,6 +53,7 @@ WRONG = [
         """
         class Net(nn.Module):
             def forward(self, x):
+                x = F.dropout(x, 0.5, training=self.train())  # wrong
                 return F.dropout(x, 0.5, training=self.train)  # wrong
         """,
         id="switched by the method train",
@@ -503,6 +504,22 @@ RIGHT = [
                 return self.third(self.fourth(x))
         """,
         id="under another name, switched where it is called, or never called",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self, p, is_training):
+                super().__init__()
+                self.p = p if is_training else 0.0
+
+            def forward(self, x):
+                return F.dropout(x, self.p)
+
+        class Rows(torch.utils.data.Dataset):
+            def __getitem__(self, index):
+                return F.dropout(self.rows[index], 0.1)
+        """,
+        id="an attribute that the mode sets, and rows of data",
     ),
     pytest.param(
         """

@@ -90,6 +90,20 @@ WRONG = [
         """,
         id="through the class under another name",
     ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.noise = lambda x: nn.Dropout(0.1)(x)  # wrong
+
+            def forward(self, x):
+                x = nn.Dropout(0.5).to(x.device)(x)  # wrong
+                drop = nn.Dropout(self.p) if self.p else nn.Identity()  # wrong
+                return drop(x)
+        """,
+        id="in a lambda, moved, or under a condition",
+    ),
 ]
 
 RIGHT = [
@@ -501,7 +515,10 @@ def test_no_fix_where_it_is_not_certain(text):
 
 
 MUTANTS = [
-    ("function.name in _BUILDERS", "False"),
+    ("function.name in _BUILDERS and not", "False and not"),
+    ("and not isinstance(file.scope_of(call), ast.Lambda)", ""),
+    ('("to", "cuda", "cpu")', "()"),
+    ("isinstance(parent, ast.IfExp) and layer is not parent.test", "False"),
     ("or not _called(call, function, file)", ""),
     ("rate is not None and rate_in_evaluation(rate, file) is Rate.OFF", "False"),
     ("asked_at(call, file) or ", ""),
@@ -511,7 +528,7 @@ MUTANTS = [
     ('if not _OWN_LAYER.fullmatch(kind.rpartition(".")[2]):', "if True:"),
     ("kind not in TORCH_DROPOUTS and _told(call, file)", "False"),
     ("any(is_torch_module(name) for name in file.project.ancestors(kind))", "True"),
-    ("layer is call and not _symbolic(function, file)", "layer is call"),
+    ("is layer and not _symbolic(function, file)", "is layer"),
     ("use.func is name", "True"),
     ("and (inside or _of_a_parameter(use, file))", ""),
     ("or file.parent(assignment) is not function", ""),

@@ -628,7 +628,7 @@ def test_hits(text):
 
 def test_names_the_model():
     assert messages(WRONG[2].values[0], CODE) == [
-        "`self.model` stays in evaluation mode in the next steps"
+        "`self.model` is in evaluation mode at the next optimizer step, too"
     ]
 
 
@@ -652,7 +652,7 @@ def test_notebook_cells_are_one_script(tmp_path):
 
 MUTANTS = [
     ('other.kind == "train" and same(other.model, model)', "False"),
-    ("other.words is not None and _of(other, model, False)", "False"),
+    ("other.weights is not None and _of(other, model, False)", "False"),
     ('other.kind in ("train", "unknown")', 'other.kind == "train"'),
     ('other.kind in ("train", "unknown")', 'other.kind == "unknown"'),
     ("[*inside[at + 1 :], *inside[:at]]", "inside[at + 1 :]"),

@@ -34,6 +34,10 @@ WRONG = [
         net("self.drops = {'a': nn.Dropout(p)}  # wrong", "return self.drops['a'](x)"), id="a dict"
     ),
     pytest.param(
+        net("self.drops = dict(a=nn.Dropout(p))  # wrong", "return self.drops['a'](x)"),
+        id="a dict by keywords",
+    ),
+    pytest.param(
         net("self.drops = []\nfor _ in sizes:\n    self.drops.append(nn.Dropout(p))  # wrong"),
         id="appended",
     ),
@@ -127,6 +131,10 @@ RIGHT = [
     pytest.param(net("self.drops = [nn.Dropout(p)]", "return x"), id="used nowhere"),
     pytest.param(net("self.drops = [p, p]", "return F.dropout(x, self.drops[0])"), id="rates"),
     pytest.param(net("self.drops = [nn.ReLU(), nn.Tanh()]"), id="other layers"),
+    pytest.param(
+        net("self.drops = dict(a=nn.Dropout(p))  # wrong", "return self.drops['a'](x)"),
+        id="a dict by keywords",
+    ),
     pytest.param(
         net("self.drops = []\nfor _ in sizes:\n    self.drops.append(make(p))"),
         id="layers that can't be told",

@@ -110,6 +110,12 @@ WRONG = [
         "        return x * 2",
         id="an argument of forward",
     ),
+    pytest.param(
+        "class A(nn.Module):\n    def forward(self, x, dropout=0.1):  # wrong\n"
+        "        return x * 2\n\n\n"
+        "class B(nn.Module):\n    def forward(self, x):\n        return x * 2",
+        id="an argument of forward, which others have, too",
+    ),
 ]
 
 RIGHT = [
@@ -173,6 +179,7 @@ RIGHT = [
         net("self.dropout = nn.Dropout(p, inplace=True)", "self.dropout(x)\nreturn x"),
         id="a layer that works in place",
     ),
+    pytest.param(net("self.drop_all(p)"), id="a method"),
     pytest.param("def f(x, dropout=0.1):\n    return F.dropout(x, dropout)", id="an argument used"),
     pytest.param(
         "def f(x, dropout=0.1):\n    def g():\n        return dropout\n    return g", id="inside"
@@ -200,6 +207,12 @@ RIGHT = [
         "class Net(lightning.LightningModule):\n    def __init__(self, dropout):\n"
         "        super().__init__()\n        self.save_hyperparameters()\n",
         id="saved settings",
+    ),
+    pytest.param(
+        "class Base(lightning.LightningModule):\n    def keep(self):\n"
+        "        self.save_hyperparameters()\n\n\n"
+        "class Net(Base):\n    def __init__(self, dropout):\n        self.keep()\n",
+        id="settings that a base saves",
     ),
     pytest.param(
         "class A(nn.Module):\n    def run(self, x, dropout):\n"
@@ -248,7 +261,7 @@ CHANGES = [
     (" or any(not _harmless(at) for at in function.decorator_list)", ""),
     ("any(_NOTHING.search(name) for name in names) or ", ""),
     ("isinstance(at, ast.Call) and _takes_all(at)", "False"),
-    ('"save_hyperparameters" in file.facts.attributes or ', ""),
+    ('"save_hyperparameters", "hparams"} & file', '"none"} & file'),
     (" or _shared(function, owner, file)", ""),
     ("if not _excused(parameter, function, file):", "if True:"),
     ("name not in _FORWARD and any(", "any("),

@@ -19,6 +19,7 @@ Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef | ast
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.Module)
 _COLLECTED = (ast.Call, ast.ClassDef, *_FUNCTIONS, ast.Assign, ast.AnnAssign, ast.AugAssign)
+_TESTS = {"test", "tests", "testing", "benchmark", "benchmarks"}
 LONGEST_NAME = 60
 """Longer strings are no attribute's name."""
 
@@ -227,14 +228,14 @@ class File:
 
     @cached_property
     def in_tests(self) -> bool:
-        """Whether the file belongs to tests, by its name."""
+        """Whether the file belongs to tests or benchmarks, by its name."""
         parts = self.name.split(".")
         last = parts[-1]
         return (
             last.startswith("test_")
             or last.endswith(("_test", "_tests"))
             or last == "conftest"
-            or any(part in ("test", "tests", "testing") for part in parts[:-1])
+            or any(part in _TESTS for part in parts[:-1])
         )
 
     # ---- classes -------------------------------------------------------------------------

@@ -53,8 +53,8 @@ _MEANT = re.compile(
 _ALWAYS = re.compile(r"^always|\balways$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.\s|\n\s*\n")
 _NOISE = re.compile(
-    r"\b(?:augment\w*|perturb\w*|corrupt\w*|strategy|transform|random (?:drop|mask|eras)\w*|"
-    r"(?:drop|mask) (?:feature|edge|node|word|token)s?)\b",
+    r"\b(?:augment\w*|perturb\w*|corrupt\w*|strategy|transform|dataset|collat\w*"
+    r"|random (?:drop|mask|eras)\w*|(?:drop|mask) (?:feature|edge|node|word|token)s?)\b",
     re.IGNORECASE,
 )
 """Names of functions, classes and conditions that are there to add noise."""
@@ -145,6 +145,8 @@ def default_of(parameter: ast.arg, function: Function) -> ast.expr | None:
 
 def always_true(node: ast.expr, file: File) -> bool:
     """Whether an expression is `self.train` of a torch module: a method, which is always true."""
+    if isinstance(node, ast.Call) and not node.args:
+        node = node.func  # `self.train()` even sets the mode
     if not isinstance(node, ast.Attribute) or dotted(node) not in ("self.train", "self.eval"):
         return False
     owner = file.class_of(node)
@@ -316,6 +318,9 @@ def _switched_attribute(node: ast.Attribute, file: File) -> bool:
     for value in owner.attributes.get(node.attr, ()):
         setter = file.function_of(value)
         if mode_at(value, file) or (setter is not None and setter.name in ("train", "eval")):
+            return True
+        choices = (part for part in ast.walk(value) if isinstance(part, ast.IfExp))
+        if any(_asks_for_mode(choice.test, file) for choice in choices):
             return True
     method = owner.methods.get(node.attr)
     return method is not None and any(

@@ -60,7 +60,9 @@ def check(file: File) -> Iterator[Hit]:
     kinds = {name: kind for name in file.calls_by_name if (kind := _kind(name, file))}
     for call, name in file.calls_to(*kinds):
         kind, function = kinds[name], file.function_of(call)
-        if function is None or function.name in _BUILDERS or not _called(call, function, file):
+        if function is None or not _called(call, function, file):
+            continue
+        if function.name in _BUILDERS and not isinstance(file.scope_of(call), ast.Lambda):
             continue
         rate = argument(call, 0, "p")
         if kind not in TORCH_DROPOUTS and _told(call, file):
@@ -96,7 +98,9 @@ def _called(call: ast.Call, function: Function, file: File) -> bool:
     parent = file.parent(layer)
     inside = file.method_of(call) is not None and reaches_self(call, file)
     if isinstance(parent, ast.Call) and parent.func is layer:
-        return inside or (layer is call and not _symbolic(function, file))
+        return inside or (_moved(call, file) is layer and not _symbolic(function, file))
+    if isinstance(parent, ast.IfExp) and layer is not parent.test:
+        parent = file.parent(parent)
     if not isinstance(parent, ast.Assign) or len(parent.targets) != 1:
         return False
     target = parent.targets[0]
@@ -122,16 +126,27 @@ def _symbolic(function: Function, file: File) -> bool:
 
 
 def _outermost(call: ast.Call, file: File) -> ast.Call:
-    layer: ast.AST = call
-    for parent in file.ancestors(call):
+    """The Sequential in which a layer is built, if it is in one; else the layer."""
+    layer = _moved(call, file)
+    for parent in file.ancestors(layer):
         if isinstance(parent, ast.Call) and parent.func is not layer:
             if file.called(parent) != "torch.nn.Sequential":
                 break
-            layer = parent
+            layer = _moved(parent, file)
         elif not isinstance(parent, ast.List | ast.Tuple | ast.Starred):
             break
-    assert isinstance(layer, ast.Call)
     return layer
+
+
+def _moved(call: ast.Call, file: File) -> ast.Call:
+    """`nn.Dropout(p).to(device)` is the layer still."""
+    method = file.parent(call)
+    while isinstance(method, ast.Attribute) and method.attr in ("to", "cuda", "cpu"):
+        outer = file.parent(method)
+        if not isinstance(outer, ast.Call) or outer.func is not method:
+            break
+        call, method = outer, file.parent(outer)
+    return call
 
 
 def _uses(name: str, function: Function) -> list[ast.Name]:

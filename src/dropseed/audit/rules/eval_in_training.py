@@ -49,7 +49,8 @@ from collections.abc import Iterator
 
 from dropseed.audit.finding import Severity
 from dropseed.audit.reading.file import File, Hit, Scope
-from dropseed.audit.reading.modes import ANY, Event, Modes, covers, same
+from dropseed.audit.reading.holders import ANY, covers, same
+from dropseed.audit.reading.modes import Event, Modes
 from dropseed.audit.reading.switch import leaves, mode_at
 from dropseed.audit.rule import Rule
 
@@ -75,7 +76,7 @@ def check(file: File) -> Iterator[Hit]:
                 continue
             if _stuck(event, events, scope, file) and _trained(event, events):
                 seen.add(event.node)
-                message = f"`{event.model}` stays in evaluation mode in the next steps"
+                message = f"`{event.model}` is in evaluation mode at the next optimizer step, too"
                 yield file.hit(event.node, message)
 
 
@@ -131,7 +132,7 @@ def _trained(event: Event, events: list[Event]) -> bool:
     for other in events:
         if other.kind == "train" and same(other.model, model):
             return True
-        if other.kind == "step" and other.words is not None and _of(other, model, False):
+        if other.kind == "step" and other.weights is not None and _of(other, model, False):
             return True
     # Nothing is known of it: what is evaluated after a step has been trained by it.
     before = events[: events.index(event)]
@@ -141,7 +142,7 @@ def _trained(event: Event, events: list[Event]) -> bool:
 
 def _of(step: Event, model: str, alone: bool) -> bool:
     """Whether a step changes a model's weights; one that is alone does if nothing is known."""
-    return alone if step.words is None else model.rpartition(".")[2] in step.words
+    return alone if step.weights is None else model.rpartition(".")[2] in step.weights
 
 
 RULE = Rule("DS108", "training-in-evaluation-mode", Severity.ERROR, __doc__, check)

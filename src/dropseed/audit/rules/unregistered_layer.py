@@ -96,8 +96,8 @@ def _elements(value: ast.expr, file: File, depth: int = 4) -> list[ast.expr] | N
         lists = [part for part in parts if part is not None]
         wanted = 2 if isinstance(value.op, ast.Add) else 1
         return [at for part in lists for at in part] if len(lists) == wanted else None
-    if isinstance(value, ast.Call) and not value.args:
-        return [] if dotted(value.func) in ("list", "dict") else None
+    if isinstance(value, ast.Call) and not value.args and dotted(value.func) in ("list", "dict"):
+        return [keyword.value for keyword in value.keywords]
     if isinstance(value, ast.List | ast.Tuple):
         return value.elts
     if isinstance(value, ast.Dict):

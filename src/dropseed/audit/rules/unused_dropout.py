@@ -79,8 +79,8 @@ _NOTHING = re.compile(
 )
 """Names of what does nothing on purpose, or is there for others to fill."""
 _IGNORED = re.compile(
-    r"unused|not used|ignor|no effect|deprecat|compat|unsupported|not support|placeholder|reserved"
-    r"|legacy|interface|noqa|pylint|never used|not needed|isn't used|backward",
+    r"unused|not used|(?<!type: )ignor|no effect|deprecat|compat|unsupported|not support|reserved"
+    r"|placeholder|legacy|interface|noqa|pylint|never used|not needed|isn't used|backward",
     re.IGNORECASE,
 )
 _TAKES_ALL = {
@@ -292,15 +292,7 @@ def _harmless(decorator: ast.expr) -> bool:
 
 
 def _takes_all(call: ast.Call) -> bool:
-    name = dotted(call.func).rpartition(".")[2]
-    return name in (
-        "locals",
-        "vars",
-        "store_attr",
-        "currentframe",
-        "signature",
-        "save_hyperparameters",
-    )
+    return _last(call.func) in _TAKES_ALL
 
 
 def _shared(function: Function, owner: Class, file: File) -> bool:
@@ -330,7 +322,7 @@ def _excused(parameter: ast.arg, function: Function, file: File) -> bool:
     owner = file.class_of(function)
     if owner is not None and function.name == "__init__":
         lines = lines + (ast.get_docstring(owner.node, clean=False) or "").split("\n")
-    return any(_IGNORED.search(line) for line in lines if "#" in line or parameter.arg in line)
+    return any(_IGNORED.search(line) for line in lines if parameter.arg in line)
 
 
 RULE = Rule("DS401", "unused-dropout", Severity.NOTE, __doc__, check)

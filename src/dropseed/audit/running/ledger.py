@@ -38,8 +38,10 @@ def ledger(model: nn.Module | None = None, path: str | Path | None = None) -> It
     - `active`, and `why` or why not; `asked`, the rate; `realised`, the fraction dropped; `ratio`,
       of the output's mean magnitude to the input's; `key` of the last call.
 
-    What watching costs stands at `dropseed.audit.running.watch.watch`. The memory held grows by a
-    line for each site and step; with a path it doesn't grow.
+    Compiled code runs eagerly meanwhile. A call of an active dropout takes about 0.2 ms more, and
+    as long as to read its input, its mask and its output once: a training step of a small MLP or
+    Transformer on one core takes 1.5 times as long. The memory held grows by a line for each site
+    and step; with a path it doesn't grow.
 
     Args:
         model: the model; by default the outermost module that runs first.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import nn
 
-_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_PACKAGE = str(Path(__file__).parents[2]) + os.sep
 _STANDARD = str(Path(os.__file__).parent) + os.sep
 _SCRIPTS = sysconfig.get_path("scripts") + os.sep
 _GENERATED = ("<frozen", "<eval_with_key>")
