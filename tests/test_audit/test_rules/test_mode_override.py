@@ -245,6 +245,15 @@ RIGHT = [
     pytest.param(
         """
         class Net(nn.Module):
+            @classmethod
+            def train(cls, mode=True):
+                cls.mode = mode
+        """,
+        id="a class method",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
             def forward(self, x):
                 return x
         """,

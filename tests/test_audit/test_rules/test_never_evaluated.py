@@ -295,6 +295,13 @@ RIGHT = [
     ),
     pytest.param(
         """
+        def embed(model, x):
+            return model(x)
+        """,
+        id="a function that only runs a model",
+    ),
+    pytest.param(
+        """
         def infer(model, x):
             return model(x)
 
@@ -423,9 +430,10 @@ MUTANTS = [
     ("(*facts.attributes, *facts.imports)", "facts.attributes"),
     ("if _COPIES.search(last):", "if False:"),
     ("if free and _on_held_out(call, file):", "if False:"),
-    ("if not free and not _VERBS.fullmatch(name):", "if not free:"),
+    ("(free or (scope and _VERBS.fullmatch(scope.name)))", "free"),
+    ("(free or (scope and _VERBS.fullmatch(scope.name)))", "(free or scope)"),
     ("_OTHERWISE.fullmatch(name) or", ""),
-    ("or (scope and _trains(scope))", ""),
+    ("or (scope and _trains(scope, file))", ""),
     ("or _loads(call, scope, file)", ""),
     ("_EVALUATES.fullmatch(name) is not None or", "True or"),
     ("and not _used(scope, file)", ""),

@@ -64,6 +64,7 @@ _COPIES = re.compile(r"ema|teacher|target|momentum|frozen|ref", re.IGNORECASE)
 _NO_GRAD = frozenset({"torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad"})
 _MARKS = frozenset({"no_grad", "inference_mode"})
 _SWITCHES = re.compile(r"(?:.*_)?(?:eval|train|training|evaluation)_mode")
+_TRAINING = frozenset({"backward", "zero_grad"})
 _LOADS = frozenset({"load_state_dict"})
 _MOVES = frozenset({"to", "cuda", "cpu", "float", "half", "double"})
 _BUILDERS = ("torchvision.models.", "timm.create_model", "timm.models.")
@@ -76,14 +77,20 @@ def check(file: File) -> Iterator[Hit]:
     if file.in_tests or not _uses_torch(file) or _switches(file.facts) or _sets_mode(file):
         return
     seen: set[ast.AST] = set()
+    marked = not _MARKS.isdisjoint((*file.facts.attributes, *file.facts.imports))
     for call in file.calls:
         name = _called(call.func)
         if not name:
             continue
         scope = file.method_of(call) or file.function_of(call)
-        if (scope or file.tree) in seen or not _evaluates(call, scope, file):
+        free = marked and _without_gradients(call, file)
+        if (scope or file.tree) in seen or not (free or (scope and _VERBS.fullmatch(scope.name))):
             continue
-        if _is_model(call.func, file) and not _switched_elsewhere(call, scope, file):
+        if (
+            _is_model(call.func, file)
+            and _evaluates(call, scope, free, file)
+            and not _switched_elsewhere(call, scope, file)
+        ):
             seen.add(scope or file.tree)
             what = f"`{scope.name}`" if scope else "this"
             yield file.hit(call, f"{what} runs `{name}` and nothing calls `eval()`")
@@ -170,17 +177,12 @@ def _builds(call: ast.Call, file: File) -> bool:
 # ---- where it is run ---------------------------------------------------------------------
 
 
-def _evaluates(call: ast.Call, scope: Function | None, file: File) -> bool:
-    """Whether a call is made to evaluate or to predict."""
+def _evaluates(call: ast.Call, scope: Function | None, free: bool, file: File) -> bool:
+    """Whether a call is made to evaluate or to predict; `free` is one without gradients."""
     name = scope.name.lower() if scope else ""
-    facts = file.facts
-    marked = not _MARKS.isdisjoint(facts.attributes) or not _MARKS.isdisjoint(facts.imports)
-    free = marked and _without_gradients(call, file)
     if free and _on_held_out(call, file):
         return True
-    if not free and not _VERBS.fullmatch(name):
-        return False
-    if _OTHERWISE.fullmatch(name) or (scope and _trains(scope)):
+    if _OTHERWISE.fullmatch(name) or (scope and _trains(scope, file)):
         return False
     if free:
         return _EVALUATES.fullmatch(name) is not None or _loads(call, scope, file)
@@ -198,10 +200,9 @@ def _on_held_out(call: ast.Call, file: File) -> bool:
     return False
 
 
-def _trains(scope: Function) -> bool:
-    return any(
-        isinstance(at, ast.Attribute) and at.attr in ("backward", "zero_grad")
-        for at in ast.walk(scope)
+def _trains(scope: Function, file: File) -> bool:
+    return not _TRAINING.isdisjoint(file.facts.attributes) and any(
+        isinstance(at, ast.Attribute) and at.attr in _TRAINING for at in ast.walk(scope)
     )
 
 
@@ -239,7 +240,7 @@ def _used(scope: Function, file: File) -> bool:
     for call in file.calls:
         if dotted(call.func).rpartition(".")[2] == scope.name:
             around = file.function_of(call)
-            if around is None or around is scope or _trains(around):
+            if around is None or around is scope or _trains(around, file):
                 return True
     return False
 
