@@ -129,6 +129,12 @@ RIGHT = [
         id="handed on in forward",
     ),
     pytest.param(net("self.drops = [nn.Dropout(p)]", "return x"), id="used nowhere"),
+    pytest.param(
+        net(
+            "self.drops = [nn.Dropout(p)]\nfor drop in nn.ModuleList(self.drops):\n    drop.eval()"
+        ),
+        id="handed to a ModuleList in a loop",
+    ),
     pytest.param(net("self.drops = [p, p]", "return F.dropout(x, self.drops[0])"), id="rates"),
     pytest.param(net("self.drops = [nn.ReLU(), nn.Tanh()]"), id="other layers"),
     pytest.param(

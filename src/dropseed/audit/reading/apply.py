@@ -9,7 +9,17 @@ from dropseed.audit.reading.chain import EMPTY, Chain, Layer, joined, single, th
 from dropseed.audit.reading.evaluate import DEPTH, Env, Evaluator
 from dropseed.audit.reading.file import Class, File, Function
 from dropseed.audit.reading.names import DROPOUTS
-from dropseed.audit.reading.steps import NOTHING, Place, Value, any_of, union
+from dropseed.audit.reading.steps import (
+    NOTHING,
+    Place,
+    Step,
+    Summary,
+    Value,
+    any_of,
+    connect,
+    summarized,
+    union,
+)
 from dropseed.audit.reading.switch import default_of
 
 CALLS = 2
@@ -72,7 +82,14 @@ class Caller(Evaluator):
         self.active: list[Function] = []
         self.owners: list[Class | None] = [None]
         self.returns: list[list[Value]] = [[]]
+        self.returned: dict[Function, Value] = {}
+        self.building = False
         self._tables: dict[ast.ClassDef, Env] = {}
+        self._ends: dict[
+            tuple[object, ...],
+            tuple[dict[Layer | Chain, frozenset[Step]], dict[Layer | Chain, Value]],
+        ] = {}
+        self._summaries: dict[tuple[object, ...], Summary | None] = {}
 
     def block(self, body: list[ast.stmt], env: Env | None) -> Env | None:
         """Run statements; None stands for a place that is never reached."""
@@ -104,17 +121,23 @@ class Caller(Evaluator):
 
     def _of_name(self, node: ast.Call, name: str, env: Env) -> Value:
         """A layer that is built, or a function that is called."""
-        last, inputs = name.rpartition(".")[2], self._arguments(node, env)
+        last = name.rpartition(".")[2]
         if last in _NO_DATA:
             return NOTHING
-        if not last[:1].isupper():
-            return self.step(name, node, inputs)
-        if last == "Input" or (last.endswith("Output") and any(at.steps for at in inputs)):
-            return self.step(name, node, inputs)
+        if not last[:1].isupper() or last == "Input" or last.endswith("Output"):
+            return self.step(name, node, self._arguments(node, env))
         kind = self.file.layer_kind(node)
         if kind in DROPOUTS and any(at.arg in _SHAPES for at in node.keywords):
             kind = "dropout of a shape"
+        elif not kind.startswith(("torch.nn.", "keras.layers.")):
+            self._look_into(node, env)
         return Value(chain=single(self.layer(name if kind in _SEQUENCES else kind, node)))
+
+    def _look_into(self, node: ast.Call, env: Env) -> None:
+        """Follow what is built in the arguments of a module."""
+        for given in (*node.args, *(at.value for at in node.keywords)):
+            if isinstance(given, ast.Call | ast.List | ast.Tuple | ast.Starred | ast.IfExp):
+                self.value(given, env)
 
     def _of_value(self, node: ast.Call, env: Env) -> Value:
         """A call of something that an expression gives: a layer, a tensor's method, or unknown."""
@@ -243,18 +266,55 @@ class Caller(Evaluator):
     def _inlined(
         self, function: Function | None, owner: Class | None, node: ast.Call, env: Env, first: int
     ) -> Value | None:
-        """Run a function of this file with the arguments of a call."""
-        if function is None or function in self.active or len(self.active) > CALLS:
+        """Follow a call of a function of this file: by what is known of it, or by running it."""
+        if function is None or function in self.active:
             return None
         static = any(getattr(at, "id", "") == "staticmethod" for at in function.decorator_list)
-        inner = _own(env) if first else dict(env)
-        inner.update(self._given(function, node, env, 0 if static else first))
+        given = self._given(function, node, env, 0 if static else first)
+        outer = isinstance(self.file.scope_of(function), ast.Module | ast.ClassDef)
+        if outer and not self.building and not any(value.chain for value in given.values()):
+            summary = self.summary(function, owner if first else None)
+            if summary is None or not summary.each:
+                return self._joined(summary, given, node)
+        if len(self.active) > CALLS:
+            return None
+        inner = {**(_own(env) if first else env), **given}
         context, self.context = self.context, (*self.context, node)
         value = self.run(function, owner, inner)
         self.context = context
         if owner is not None:
             env.update(_own(inner))
         return value
+
+    def _joined(self, summary: Summary | None, given: Env, node: Place) -> Value:
+        """What a function gives, whose steps then take what it is given."""
+        if summary is None:
+            return self.unknown(node, *given.values())
+        for name, value in given.items():
+            parameter = summary.parameters.get(name)
+            for user in [*parameter.users] if parameter else ():
+                if user not in summary.through:
+                    connect(value, user)
+        if not summary.through:
+            return summary.returned
+        return union(summary.returned, self.unknown(node, *given.values()))
+
+    def summary(self, function: Function, owner: Class | None) -> Summary | None:
+        """What a function does, whoever calls it; None while that is being found out."""
+        key = (function, owner.node if owner else None)
+        if key in self._summaries or self.depth > DEPTH // 2:
+            return self._summaries.get(key)
+        self._summaries[key] = None
+        table = self.attributes(owner) if owner else {}
+        kept = self.context, self.active, self.building
+        self.context, self.active, self.building = key, [], False
+        names = [at for at in parameters(function) if at.arg != "self"]
+        given = {at.arg: self.unknown(at) for at in names}
+        returned = self.run(function, owner, {**table, **given})
+        self.context, self.active, self.building = kept
+        found = self._summaries[key] = summarized(given, returned)
+        self.returned[function] = union(self.returned.get(function, NOTHING), returned)
+        return found
 
     def _given(self, function: Function, node: ast.Call, env: Env, first: int) -> Env:
         """What a call gives for each parameter."""
@@ -293,19 +353,22 @@ class Caller(Evaluator):
         known = self._tables.get(owner.node)
         if known is not None:
             return known
-        table = self._tables[owner.node] = {}
-        context, self.context = self.context, (owner.node,)
+        table: Env = {}
+        self._tables[owner.node] = table
+        kept = self.context, self.active, self.building
+        self.context, self.active, self.building = (owner.node,), [], True
         init = self._method(owner, "__init__")
         builders = [at for name, at in owner.methods.items() if name.startswith(SETUP)]
         for method in dict.fromkeys([init, *builders] if init else builders):
-            env = {at.arg: self.unknown(at) for at in parameters(method) if at.arg != "self"}
-            env.update(table)
-            self.run(method, owner, env)
-            table.update(_own(env))
+            if method is init or any(f"self.{name}" not in table for name in owner.attributes):
+                env = {at.arg: self.unknown(at) for at in parameters(method) if at.arg != "self"}
+                env.update(table)
+                self.run(method, owner, env)
+                table.update(_own(env))
         for name, values in owner.attributes.items():
             if f"self.{name}" not in table:
                 table[f"self.{name}"] = any_of([self.value(value, {}) for value in values])
-        self.context = context
+        self.context, self.active, self.building = kept
         return table
 
     def _method(self, owner: Class, name: str) -> Function | None:
@@ -323,17 +386,23 @@ class Caller(Evaluator):
         return next((at for at in (self._method(owner, name) for name in FORWARD) if at), None)
 
     def apply(self, chain: Chain, inputs: list[Value], node: Place) -> Value:
-        """Apply layers to values, in every order that they have."""
-        ends: dict[object, Value] = {}
+        """Apply layers to values, in every order that they have.
+
+        A part is applied again only if more comes in than before.
+        """
+        taken, ends = self._ends.setdefault((self.context, node, chain), ({}, {}))
         start = inputs[0] if inputs else NOTHING
         self.depth += 1
         for _ in range(1 if chain.straight or not chain.pairs else 2):
             for part in chain.parts if self.depth < DEPTH else ():
-                before = [ends[one] for one in chain.before(part) if one in ends]
                 first = part in chain.first
-                given = [any_of([*before, *([start] if first else [])]), *inputs[1:] * first]
-                apply = self.apply if isinstance(part, Chain) else self._applied
-                ends[part] = apply(part, given, node)  # type: ignore[arg-type]
+                before = [ends[one] for one in chain.before(part) if one in ends]
+                incoming = any_of([*before, start] if first else before)
+                if part not in ends or not incoming.steps <= taken[part]:
+                    taken[part] = incoming.steps
+                    apply = self.apply if isinstance(part, Chain) else self._applied
+                    given = [incoming, *inputs[1:] * first]
+                    ends[part] = apply(part, given, node)  # type: ignore[arg-type]
         self.depth -= 1
         result = any_of([ends[part] for part in chain.last if part in ends])
         return union(result, start) if chain.skippable else result
@@ -348,20 +417,22 @@ class Caller(Evaluator):
     def _through(
         self, owner: Class, layer: Layer, inputs: list[Value], node: Place
     ) -> Value | None:
-        """Apply a module of this file: run its forward pass, or the layers of a sequence."""
-        if len(self.active) > CALLS:
-            return None
-        table, forward = self.attributes(owner), self.forward_of(owner)
+        """Apply a module of this file: its forward pass, or the layers of a sequence."""
+        forward = self.forward_of(owner)
         if forward is None:
-            chain = table.get("self", NOTHING).chain
+            chain = self.attributes(owner).get("self", NOTHING).chain
             return self.apply(chain, inputs, node) if chain else None
         if forward in self.active:
             return None
-        env = dict(table)
         names = [at.arg for at in parameters(forward) if at.arg != "self"]
-        env.update(dict.fromkeys(names, NOTHING) | dict(zip(names, inputs, strict=False)))
+        given = dict.fromkeys(names, NOTHING) | dict(zip(names, inputs, strict=False))
+        summary = self.summary(forward, owner)
+        if summary is None or not summary.each:
+            return self._joined(summary, given, node)
+        if len(self.active) > CALLS:
+            return None
         context, self.context = self.context, (*self.context, node, layer)
-        value = self.run(forward, owner, env)
+        value = self.run(forward, owner, {**self.attributes(owner), **given})
         self.context = context
         return value
 

@@ -22,7 +22,7 @@ from dropseed.audit.reading.chain import (
 from dropseed.audit.reading.facts import dotted
 from dropseed.audit.reading.file import Class, File, integer
 from dropseed.audit.reading.operations import OF_ONE
-from dropseed.audit.reading.steps import NOTHING, Place, Step, Value, any_of, union
+from dropseed.audit.reading.steps import NOTHING, Place, Step, Value, any_of, connect, union
 
 Env = dict[str, Value]
 """What names may be; attributes of self as "self.name", what it applies in order as "self"."""
@@ -107,9 +107,7 @@ class Evaluator:
             calls = tuple(at for at in self.context if isinstance(at, ast.expr))
             step = self.steps[key] = Step(kind, node, layer, calls)
         for value in list(inputs)[:1] if step.family in OF_ONE else inputs:
-            step.inputs |= value.steps
-            for source in value.steps:
-                source.users.add(step)
+            connect(value, step)
         return Value(frozenset((step,)))
 
     def layer(self, kind: str, node: ast.AST) -> Layer:

@@ -67,19 +67,22 @@ def flow(file: File) -> Flow:
     Returns:
         The steps; none if there is no dropout, or if the file is of tests.
     """
-    found = [] if file.in_tests else [call for call in file.calls if _drops(call, file)]
+    found = [] if file.in_tests else [*_dropouts(file)]
     if not found:
         return Flow()
     interpreter = Interpreter(file)
     return Flow(interpreter.follow(found), interpreter.returned, {*interpreter.sequences})
 
 
-def _drops(call: ast.Call, file: File) -> bool:
-    func = call.func
-    name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
-    if "drop" not in name.lower():
-        return False
-    return bool(file.dropout_kind(call)) or file.called(call) in DROPPING
+def _dropouts(file: File) -> Iterator[ast.Call]:
+    """The calls that build a dropout layer, or drop."""
+    for call in file.calls:
+        func = call.func
+        name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+        if ("rop" in name or "Depth" in name) and (
+            file.dropout_kind(call) or file.called(call) in DROPPING
+        ):
+            yield call
 
 
 def contradict(one: ast.AST, other: ast.AST, file: File) -> bool:

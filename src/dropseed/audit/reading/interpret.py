@@ -7,7 +7,6 @@ the class of a layer, or on there being a value, is taken as it is where that ca
 from __future__ import annotations
 
 import ast
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,7 +28,7 @@ class Interpreter(Caller):
 
     def __init__(self, file: File) -> None:
         super().__init__(file)
-        self.returned: dict[Function, Value] = {}
+        self._sites: list[ast.expr] = []
 
     # ---- what is run -----------------------------------------------------------------------
 
@@ -42,12 +41,13 @@ class Interpreter(Caller):
         Returns:
             The steps.
         """
+        self._sites = [*sites]
         try:
-            for root in self._roots(sites):
+            for root in self._roots(self._sites):
                 if isinstance(root, ast.ClassDef):
                     self._run_class(next(at for at in self.file.classes if at.node is root))
                 elif isinstance(root, _FUNCTIONS):
-                    self._run_function(root, {}, None)
+                    self.summary(root, None)
                 else:
                     self.block(self.file.tree.body, {})
                 self._run_inner()
@@ -78,31 +78,24 @@ class Interpreter(Caller):
         return found
 
     def _run_class(self, owner: Class) -> None:
-        table = self.attributes(owner)
-        called = {
-            at.func.attr
-            for method in owner.methods.values()
-            for at in self._calls_in(method)
-            if isinstance(at.func, ast.Attribute) and self.dotted(at.func.value) == "self"
-        }
+        self.attributes(owner)
         for name, method in owner.methods.items():
-            if name in FORWARD or not (name in called or name.startswith(SETUP)):
-                self._run_function(method, table, owner)
+            if name in FORWARD or self._has_dropout(method):
+                self.summary(method, owner)
 
-    def _calls_in(self, function: Function) -> list[ast.Call]:
-        calls, last = self.file.calls, function.end_lineno or function.lineno
-        first = bisect_left(calls, function.lineno, key=lambda at: at.lineno)
-        return calls[first : bisect_right(calls, last, lo=first, key=lambda at: at.lineno)]
-
-    def _run_function(self, function: Function, known: Env, owner: Class | None) -> None:
-        env = {at.arg: self.unknown(at) for at in parameters(function) if at.arg != "self"}
-        self.returned[function] = self.run(function, owner, {**known, **env})
+    def _has_dropout(self, function: Function) -> bool:
+        """Whether dropout is applied in a method that builds nothing."""
+        if function.name.startswith(SETUP):
+            return False
+        first, last = function.lineno, function.end_lineno or function.lineno
+        return any(first <= at.lineno <= last for at in (*self.file.reads, *self._sites))
 
     def _run_inner(self) -> None:
         """The functions inside of functions that nobody has called."""
         while self.inner:
             function, (env, owner) = self.inner.popitem()
-            self._run_function(function, env, owner)
+            given = {at.arg: self.unknown(at) for at in parameters(function) if at.arg != "self"}
+            self.returned[function] = self.run(function, owner, {**env, **given})
 
     def _run_sequences(self) -> None:
         """The sequences by themselves, since those who apply them may be out of sight."""

@@ -122,3 +122,62 @@ def any_of(values: Iterable[Value]) -> Value:
     for value in values:
         result = union(result, value)
     return result
+
+
+def connect(value: Value, step: Step) -> None:
+    """Let a step take a value."""
+    step.inputs |= value.steps
+    for source in value.steps:
+        source.users.add(step)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a function does with its arguments, whoever calls it.
+
+    Attributes:
+        parameters: by name the steps that stand for its arguments.
+        returned: what it gives back, arguments aside.
+        through: the steps by which an argument may be given back as good as it is.
+        each: whether it has to be followed at each call.
+    """
+
+    parameters: dict[str, Step]
+    returned: Value
+    through: frozenset[Step]
+    each: bool
+
+
+PASSING = ("activation", "identity", "reshape", "index", "softmax", "record")
+"""The families that give back what they take, as good as it is."""
+
+
+def summarized(parameters: dict[str, Value], returned: Value) -> Summary:
+    """Sum up a function that was run with a step for each of its arguments.
+
+    A function that does little more than give back its argument is to be followed at each call, or
+    the arguments of all calls would come out at all of them; so is one that gives layers.
+    """
+    given = {name: next(iter(value.steps)) for name, value in parameters.items()}
+    starts = frozenset(given.values())
+    before = {*returned.steps}
+    waiting = [*before]
+    while waiting:
+        step = waiting.pop()
+        more = step.inputs - before if step.family in PASSING else ()
+        before.update(more)
+        waiting += more
+    leaks = bool(before & starts)
+    passing = frozenset(at for at in before if at.family in PASSING or at in starts)
+    thin = leaks and len(passing) == len(before)
+    return Summary(
+        given,
+        _without(returned, starts),
+        passing if leaks else frozenset(),
+        thin or bool(returned.chain),
+    )
+
+
+def _without(value: Value, steps: frozenset[Step]) -> Value:
+    tuples = tuple(tuple(_without(at, steps) for at in values) for values in value.tuples)
+    return Value(value.steps - steps, value.chain, tuples)

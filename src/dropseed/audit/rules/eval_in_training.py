@@ -57,7 +57,9 @@ from dropseed.audit.rule import Rule
 _RETURNS = (ast.Return, ast.Raise)
 _EXITS = (*_RETURNS, ast.Break)
 _PLAIN = re.compile(r"_?(?:model|net|network|classifier|clf)_?")
-_COPIES = re.compile(r"ema|teacher|target|momentum|avg|average|frozen|reference|ref_", re.I)
+_COPIES = re.compile(
+    r"(?:^|[._])(?:ema|avg|ref)(?:$|[._])|teacher|target|momentum|average|frozen|reference", re.I
+)
 
 
 def check(file: File) -> Iterator[Hit]:

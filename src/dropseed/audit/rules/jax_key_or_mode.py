@@ -11,6 +11,7 @@ module that is applied in training without `rngs={"dropout": key}` fails.
 ```python
 import haiku as hk
 
+
 def block(x, key):
     h = hk.dropout(key, 0.1, jax.nn.relu(x))
     return x + hk.dropout(key, 0.1, h @ h.T)
@@ -20,6 +21,7 @@ def block(x, key):
 
 ```python
 import haiku as hk
+
 
 def block(x, key):
     first, second = jax.random.split(key)

@@ -60,7 +60,9 @@ _HELD_OUT = re.compile(
     r"(?:.*_)?(?:val|valid|validation|test|eval|dev)_?(?:\w*(?:loader|iter|dl|set|data).*|dl)"
 )
 _MODEL = re.compile(r"_?(?:model|net|network|classifier|clf)_?")
-_COPIES = re.compile(r"ema|teacher|target|momentum|frozen|ref", re.IGNORECASE)
+_COPIES = re.compile(
+    r"(?:^|[._])(?:ema|avg|ref)(?:$|[._])|teacher|target|momentum|average|frozen|reference", re.I
+)
 _NO_GRAD = frozenset({"torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad"})
 _MARKS = frozenset({"no_grad", "inference_mode"})
 _SWITCHES = re.compile(r"(?:.*_)?(?:eval|train|training|evaluation)_mode")
