@@ -232,6 +232,11 @@ RIGHT = [
         id="a method that others have, too",
     ),
     pytest.param(
+        "class Net(Stored):\n    def __init__(self, dropout=0.1):\n        super().__init__()\n\n"
+        "    def forward(self, x):\n        return F.dropout(x, self.dropout, self.training)\n",
+        id="an argument that a base keeps",
+    ),
+    pytest.param(
         "class A(Unknown):\n    def run(self, x, dropout):\n        return x * 2\n",
         id="an unknown base's",
     ),

@@ -72,4 +72,4 @@ def _drops(step: Step, other: Step) -> bool:
     )
 
 
-RULE = Rule("DS205", "dropouts-in-a-row", Severity.NOTE, __doc__, check)
+RULE = Rule("DS205", "dropouts-in-a-row", Severity.NOTE, __doc__, check, preview=True)

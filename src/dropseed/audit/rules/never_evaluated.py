@@ -292,4 +292,4 @@ def _mentions(module: ModuleFacts, names: list[str]) -> bool:
     )
 
 
-RULE = Rule("DS107", "never-evaluated", Severity.NOTE, __doc__, check)
+RULE = Rule("DS107", "never-evaluated", Severity.NOTE, __doc__, check, preview=True)

@@ -317,12 +317,22 @@ def _shared(function: Function, owner: Class, file: File) -> bool:
 
 
 def _excused(parameter: ast.arg, function: Function, file: File) -> bool:
-    """Whether a comment or the docstring says that an argument is ignored."""
+    """Whether it is said that an argument is ignored, or a parent class keeps it."""
     lines = file.source.lines[function.lineno - 1 : function.end_lineno]
     owner = file.class_of(function)
     if owner is not None and function.name == "__init__":
+        if parameter.arg not in owner.attributes and _reads_own(parameter.arg, owner):
+            return True
         lines = lines + (ast.get_docstring(owner.node, clean=False) or "").split("\n")
     return any(_IGNORED.search(line) for line in lines if parameter.arg in line)
+
+
+def _reads_own(name: str, owner: Class) -> bool:
+    """Whether a class reads an attribute of its own."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == name and dotted(node.value) == "self"
+        for node in ast.walk(owner.node)
+    )
 
 
 RULE = Rule("DS401", "unused-dropout", Severity.NOTE, __doc__, check)
