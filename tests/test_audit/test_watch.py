@@ -766,6 +766,7 @@ def test_watches_in_a_watch_see_the_same():
         functional.dropout(dst.functional.dropout(model(torch.ones(SIZE)), 0.5), 0.5)
     assert inner == outer
     assert len(inner) == 6
+    assert not is_in_torch_dispatch_mode()  # which would send dropseed another route
 
 
 def test_compiling_inside():

@@ -73,8 +73,23 @@ def recorded(digests: bool = False) -> Iterator[list[Draw]]:
             draws.append(drawn(operation, output, digests))
         return output
 
-    with dispatch_mode(run):
-        yield draws
+    try:
+        with dispatch_mode(run):
+            yield draws
+    finally:
+        _forget_closed_modes()
+
+
+def _forget_closed_modes() -> None:
+    """Correct torch's flags of open modes, which stay up if two are not closed from the inside."""
+    import torch
+    from torch.utils import _python_dispatch as modes
+
+    if torch._C._len_torch_dispatch_stack() == 0:
+        for flag in ("", "_non_infra"):
+            setattr(modes, f"_is_in{flag}_torch_dispatch_mode", False)
+        modes._is_in_any_mode_without_ignore_compile_internals = False
+        modes.set_is_in_mode_without_ignore_compile_internals(False)  # type: ignore[attr-defined]
 
 
 def is_random(operation: Any) -> bool:
