@@ -10,6 +10,7 @@ CODE = "DS303"
 WRONG = [
     pytest.param("rnn = nn.LSTM(128, 256, dropout=0.5)  # wrong", id="the default of one layer"),
     pytest.param("rnn = nn.GRU(128, 256, 1, dropout=0.5)  # wrong", id="one layer, by position"),
+    pytest.param("rnn = nn.GRU(8, 8, dropout=c.p if c.p else 0)  # wrong", id="a rate or none"),
     pytest.param("rnn = nn.RNN(8, 8, num_layers=1, dropout=p)  # wrong", id="one, by keyword"),
     pytest.param("rnn = nn.LSTM(8, 8, 1, True, False, 0.5)  # wrong", id="a rate by position"),
     pytest.param(

@@ -116,8 +116,12 @@ def _one_layer(call: ast.Call, layers: Place, rate: Place, file: File) -> bool:
     given, number = argument(call, *rate), argument(call, *layers)
     if given is None or literal(given, file) == 0:
         return False
-    if any(isinstance(node, ast.IfExp | ast.BoolOp | ast.Compare) for node in ast.walk(given)):
-        return False
+    if any(isinstance(at, ast.IfExp | ast.BoolOp | ast.Compare) for at in ast.walk(given)):
+        # `x if x else 0` asks for a rate as much as `x`; `x if layers > 1 else 0` may well be 0.
+        if not isinstance(given, ast.IfExp) or not dotted(given.test):
+            return False
+        if dotted(given.test) != dotted(given.body):
+            return False
     return number is None or literal(number, file) == 1
 
 
