@@ -6,8 +6,9 @@ import pytest
 
 from dropseed.audit.reading.axes import axes
 from dropseed.audit.reading.chain import EMPTY, Layer, either, joined, repeated, single, then
+from dropseed.audit.reading.conditions import contradict
 from dropseed.audit.reading.file import File
-from dropseed.audit.reading.flow import Flow, contradict, flow
+from dropseed.audit.reading.flow import Flow, flow
 from dropseed.audit.reading.operations import family
 from dropseed.audit.reading.source import Source, parse
 from test_audit.rule_cases import PRELUDE, _plain
@@ -236,6 +237,25 @@ CASES = [
         id="a layer that may be None",
     ),
     pytest.param(
+        net(LAYERS, "if y is not None:\n    x = self.fc(x)\nreturn self.bn(self.drop(x))"),
+        ({"Linear"}, {"BatchNorm1d"}),
+        id="an argument that may be None",
+    ),
+    pytest.param(
+        net(
+            LAYERS,
+            "if x is not None:\n    return self.out(self.drop(x))\nreturn self.bn(self.drop(x))",
+        ),
+        (set(), {"Linear"}),
+        id="an argument that is given",
+    ),
+    pytest.param(
+        "class Net:\n    def build_model(self, x):\n        x = layers.Dense(4)(x)\n"
+        "        x = layers.Dropout(0.5)(x)\n        return layers.BatchNormalization()(x)\n",
+        ({"Dense"}, {"BatchNormalization"}),
+        id="a method that builds a Keras model",
+    ),
+    pytest.param(
         net(
             LAYERS,
             "x = self.part(x)\nreturn self.bn(x)\n\ndef part(self, x):\n"
@@ -292,6 +312,17 @@ CASES = [
         net(LAYERS, "a, b = self.fc(x), self.drop(x)\nreturn self.bn(a), self.out(b)"),
         (set(), {"Linear"}),
         id="two values at once",
+    ),
+    pytest.param(
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.fc, self.drop = nn.Linear(4, 4), nn.Dropout()\n"
+        "        self.bn = nn.BatchNorm1d(4)\n\n"
+        "    def attend(self, x, weights=False):\n        a = self.drop(x)\n"
+        "        y = self.fc(x)\n"
+        "        if weights:\n            return y, a\n        return y\n\n"
+        "    def forward(self, x):\n        return self.bn(self.attend(x))\n",
+        (set(), set()),
+        id="one value, or two",
     ),
     pytest.param(
         net(LAYERS, "def inner(z):\n    return self.drop(self.bn(z))\n\nreturn self.out(inner(x))"),
@@ -409,7 +440,7 @@ def test_what_is_returned():
     forward = "if y:\n    return self.drop(x), self.bn(x)\nreturn self.fc(x)"
     whole = flow(file_of(net(LAYERS, forward)))
     (value,) = whole.returned.values()
-    assert {_word(step) for step in value.steps} == {"Dropout", "BatchNorm1d", "Linear"}
+    assert {_word(step) for step in value.everything} == {"Dropout", "BatchNorm1d", "Linear"}
 
 
 @pytest.mark.parametrize(

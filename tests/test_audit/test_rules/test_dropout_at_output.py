@@ -104,6 +104,19 @@ WRONG = [
         id="a function before the loss",
     ),
     pytest.param(
+        net(
+            "self.fc = nn.Linear(64, 1)",
+            "return torch.sigmoid(self.dropout(self.fc(x))).squeeze(-1)",
+        ),
+        id="before a last sigmoid",
+    ),
+    pytest.param(
+        net(
+            "self.fc = nn.Linear(64, hidden)", "x = self.dropout(self.fc(x))\nreturn x.softmax(-1)"
+        ),
+        id="before a last softmax",
+    ),
+    pytest.param(
         """
         def build(num_classes):
             return nn.Sequential(
@@ -130,6 +143,37 @@ def right(build, run, **options):
 
 RIGHT = [
     right(FC, "return self.fc(self.dropout(x))", id="before the output layer"),
+    pytest.param(
+        net(
+            "self.fc = nn.Linear(64, 1)", "return torch.sigmoid(self.dropout(self.fc(x)))", False
+        ).replace("class Net", "class SpatialGate"),
+        id="a class that is a gate",
+    ),
+    right(
+        "self.attention = nn.Linear(64, 1)",
+        "return torch.softmax(self.dropout(self.attention(x)), 1)",
+        id="a layer for attention",
+    ),
+    right(
+        "self.fc = nn.Linear(64, 1)",
+        "return torch.sigmoid(self.dropout(F.relu(self.fc(x))))",
+        id="features before a sigmoid",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc, self.dropout = nn.Linear(64, 1), nn.Dropout(0.5)
+
+            def importance(self, x):
+                return torch.sigmoid(self.dropout(self.fc(x)))
+
+            def forward(self, x):
+                return x
+        """,
+        id="a method beside the forward pass",
+    ),
     right("self.fc = nn.Linear(64, hidden)", "return self.dropout(self.fc(x))", id="a block"),
     right(
         "n_tags = config.n_tags\nif p:\n    n_tags = hidden\nself.fc = nn.Linear(64, n_tags)",
@@ -293,6 +337,10 @@ CHANGES = [
     ("any(given & at.passed(*BETWEEN) for at in applied)", "True"),
     ("return not applied or", "return"),
     (" or apart(layer, step, file)", ""),
+    ("layer.family not in _LAYERS or not last", "layer.family not in _LAYERS"),
+    ("function.name not in FORWARD", "False"),
+    ("if any(map(GATES.search, [owner.node.name, *names])):", "if False:"),
+    ("step.before(*MOVING)", "step.before(*BETWEEN)"),
     ("isinstance(node.op, ast.Mult)", "False"),
     ('"index", "softmax", "record"', '"index"'),
 ]

@@ -64,6 +64,21 @@ WRONG = [
         id="no switch",
     ),
     pytest.param(
+        module(
+            "m = torch.rand_like(x) < self.p  # wrong\nreturn x.masked_fill(m, 0)", "WordDropout"
+        ),
+        id="no switch, whatever is dropped",
+    ),
+    pytest.param(
+        """
+        class Dropout(keras.layers.Layer):
+            def call(self, x):
+                m = tf.random.uniform(tf.shape(x)) > self.rate  # wrong
+                return tf.where(m, x / (1 - self.rate), 0)
+        """,
+        id="no switch, in Keras",
+    ),
+    pytest.param(
         module(f"{GUARD}m = torch.rand_like(x) > self.dropout  # wrong\nreturn x * m", "Net"),
         id="named by the rate alone",
     ),
@@ -122,6 +137,25 @@ RIGHT = [
     ),
     pytest.param(
         module(f"{GUARD}m = x.new(1, 8).bernoulli_(1 - self.p)\nreturn m"), id="only a mask"
+    ),
+    pytest.param(
+        module("m = torch.rand_like(x) < self.p\nreturn x.masked_fill(m, 0)", "NoisyDropout"),
+        id="noise",
+    ),
+    pytest.param(
+        """
+        class LabelEmbedding(nn.Module):
+            def drop(self, labels, ids=None):
+                if ids is None:
+                    ids = torch.rand(len(labels)) < self.dropout_prob
+                return torch.where(ids, self.none, labels)
+
+            def forward(self, labels, ids=None):
+                if (self.training and self.dropout_prob > 0) or ids is not None:
+                    labels = self.drop(labels, ids)
+                return self.table(labels)
+        """,
+        id="a method that is called in training",
     ),
     pytest.param(
         module("m = x.new(1, 8).bernoulli_(1 - self.p)\nreturn x * m / (1 - self.p)", "MCDropout"),
@@ -183,21 +217,25 @@ RIGHT = [
 ]
 
 CHANGES = [
-    ("if _OTHER.search(names):", "if False:"),
-    ("return bool(_DROPOUT.search(names)", "return bool(True"),
-    (" or _DROPOUT.search(_lines(file.statement_of(call), file))", ""),
+    ("if _OTHER.search(_names(function, file)) or not", "if not"),
+    ("return bool(_DROPOUT.search(_names(function, file))", "return bool(True"),
+    (" or _DROPOUT.search(statement)", ""),
     ('name in ("bernoulli", "bernoulli_") and not known', "False"),
     ('known == "torch.bernoulli"', "False"),
     ("== left\n", "!= left\n"),
     ("_under_name(call, file), file)", "call, file)"),
     ("_rest(kept) in factors and kept not in factors", "False"),
     ("if not factors and not", "if not"),
-    ("not factors and not _scales_otherwise(call, function, kept, file)", "not factors"),
-    ("not factors and not _scales_otherwise(call, function, kept, file)", "False"),
-    ("if not stays_on(call, rate, file):", "if True:"),
-    ("if not stays_on(call, rate, file):", "if False:"),
-    ("if not _multiplied(mask, function, file):", "if False:"),
+    ("not factors and not _scales_otherwise(mask, function, kept, file)", "not factors"),
+    ("not factors and not _scales_otherwise(mask, function, kept, file)", "False"),
+    ("return place is not None and stays_on(place, rate, file)", "return place is not None"),
+    ("return place is not None and stays_on(place, rate, file)", "return False"),
+    (" or not _multiplied(mask, function, file)", ""),
     ("rate = rate.right  # of", "pass  # of"),
+    ("_NOISE.search(_names(function, file)) or ", ""),
+    (" or _MODE.search(_lines(asked, file))", ""),
+    ("function if function.name in FORWARD else owner.node", "function"),
+    (' or file.inherits(owner, "keras.")', ""),
 ]
 
 

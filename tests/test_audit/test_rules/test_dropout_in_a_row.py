@@ -114,6 +114,36 @@ RIGHT = [
     ),
     pytest.param(
         """
+        class Block(nn.Module):
+            def __init__(self, dropout):
+                super().__init__()
+                self.fc, self.drop = nn.Linear(8, 8), nn.Dropout(dropout)
+
+            def forward(self, x):
+                return self.drop(self.fc(x))
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block, self.drop = Block(dropout=0.0), nn.Dropout(0.1)
+
+            def forward(self, x):
+                return self.drop(self.block(x))
+        """,
+        id="a block that is built without dropout",
+    ),
+    pytest.param(
+        "def f(x, n):\n    for i in range(n):\n        x = g(x)\n        if i < n - 1:\n"
+        "            x = F.dropout(x, 0.1, True)\n    return F.dropout(x, 0.1, True)",
+        id="not in the last round of a loop",
+    ),
+    pytest.param(
+        "def f(x, n):\n    x = F.dropout(x, 0.1, True)\n    for i in range(n):\n        if i > 0:\n"
+        "            x = F.dropout(x, 0.1, True)\n        x = g(x)\n    return x",
+        id="not in the first round of a loop",
+    ),
+    pytest.param(
+        """
         class Net(nn.Module):
             def __init__(self):
                 super().__init__()

@@ -189,6 +189,10 @@ RIGHT = [
     pytest.param("def f(x, dropout=0.1):\n    return None", id="nothing given back"),
     pytest.param("def f(x, dropout=0.1):\n    del dropout\n    return x", id="deleted"),
     pytest.param("def f(x, dropout=0.1):\n    g(**locals())", id="locals"),
+    pytest.param(
+        "class A:\n    def __init__(self, dropout):\n        self.x = get_init_arguments()",
+        id="a call that takes them all",
+    ),
     pytest.param("def f(x, dropout=0.1):  # dropout is ignored\n    return x * 2", id="a comment"),
     pytest.param(
         'def f(x, dropout=0.1):\n    """Do.\n\n    dropout: unused.\n    """\n    return x * 2',

@@ -6,8 +6,9 @@ import ast
 from collections.abc import Iterator
 
 from dropseed.audit.reading.chain import EMPTY, Chain, Layer, joined, single, then
+from dropseed.audit.reading.conditions import harmless, held
 from dropseed.audit.reading.evaluate import DEPTH, Env, Evaluator
-from dropseed.audit.reading.file import Class, File, Function
+from dropseed.audit.reading.file import Class, File, Function, number
 from dropseed.audit.reading.names import DROPOUTS
 from dropseed.audit.reading.steps import (
     NOTHING,
@@ -64,6 +65,7 @@ _CHANGES = frozenset({"append", "extend", "insert", "add", "add_module", "update
 _SHAPES = ("noise_shape", "broadcast_dims")
 _DATA = ("input", "inputs", "x", "logits", "tensor")
 """How the argument is called that is worked on."""
+_BUILT = (ast.List, ast.Tuple, ast.ListComp, ast.Dict, ast.DictComp, ast.IfExp, ast.BinOp)
 _NO_DATA = frozenset({"size", "dim", "numel", "len", "get_shape", "item", "print"})
 _CHECKPOINTS = frozenset({"torch.utils.checkpoint.checkpoint"})
 
@@ -85,6 +87,8 @@ class Caller(Evaluator):
         self.returned: dict[Function, Value] = {}
         self.building = False
         self._tables: dict[ast.ClassDef, Env] = {}
+        self._kept: dict[tuple[ast.ClassDef, str], Value | None] = {}
+        self._growing: set[str] | None = None
         self._ends: dict[
             tuple[object, ...],
             tuple[dict[Layer | Chain, frozenset[Step]], dict[Layer | Chain, Value]],
@@ -142,7 +146,8 @@ class Caller(Evaluator):
     def _of_value(self, node: ast.Call, env: Env) -> Value:
         """A call of something that an expression gives: a layer, a tensor's method, or unknown."""
         func, inputs = node.func, self._arguments(node, env)
-        if isinstance(func, ast.Attribute) and self.dotted(func) not in env:
+        known = self.known(self.dotted(func), env) if isinstance(func, ast.Attribute) else None
+        if isinstance(func, ast.Attribute) and known is None:
             base = self.value(func.value, env)
             if func.attr in _NO_DATA:
                 return NOTHING
@@ -151,7 +156,7 @@ class Caller(Evaluator):
             if base.chain and func.attr in (*FORWARD, "apply"):
                 return self.apply(base.chain, inputs, node)
             known = self.of_module(base.chain, func.attr) if base.chain else NOTHING
-        else:
+        elif known is None:
             known = self.value(func, env)
         if known.chain is not None:
             return self.apply(known.chain, inputs, node)
@@ -241,7 +246,7 @@ class Caller(Evaluator):
             if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
                 return self._inlined(found, owner, node, env, 0)
         elif isinstance(func, ast.Attribute) and owner is not None:
-            if self.dotted(func.value) == "self" and self.dotted(func) not in env:
+            if self.dotted(func.value) == "self":
                 return self._inlined(self._method(owner, func.attr), owner, node, env, 1)
             if isinstance(func.value, ast.Call) and self.dotted(func.value.func) == "super":
                 return self._super(node, func.attr, owner, env)
@@ -260,7 +265,7 @@ class Caller(Evaluator):
         if name == "__init__":
             env["self"] = self._sequence(node, "torch.nn.Sequential", env)
             return NOTHING
-        chain = env.get("self", NOTHING).chain
+        chain = self.attributes(owner).get("self", NOTHING).chain
         return self.apply(chain, self._arguments(node, env), node) if chain else None
 
     def _inlined(
@@ -271,6 +276,8 @@ class Caller(Evaluator):
             return None
         static = any(getattr(at, "id", "") == "staticmethod" for at in function.decorator_list)
         given = self._given(function, node, env, 0 if static else first)
+        if not first and not self.worthwhile(function):
+            return None
         outer = isinstance(self.file.scope_of(function), ast.Module | ast.ClassDef)
         if outer and not self.building and not any(value.chain for value in given.values()):
             summary = self.summary(function, owner if first else None)
@@ -290,8 +297,11 @@ class Caller(Evaluator):
         """What a function gives, whose steps then take what it is given."""
         if summary is None:
             return self.unknown(node, *given.values())
+        certain = all(harmless(test) for test, _ in held(node, self.file))
         for name, value in given.items():
             parameter = summary.parameters.get(name)
+            if not certain:  # what a caller gives may never come here
+                value = Value(frozenset(at for at in value.steps if not at.is_parameter))
             for user in [*parameter.users] if parameter else ():
                 if user not in summary.through:
                     connect(value, user)
@@ -305,12 +315,11 @@ class Caller(Evaluator):
         if key in self._summaries or self.depth > DEPTH // 2:
             return self._summaries.get(key)
         self._summaries[key] = None
-        table = self.attributes(owner) if owner else {}
         kept = self.context, self.active, self.building
         self.context, self.active, self.building = key, [], False
         names = [at for at in parameters(function) if at.arg != "self"]
         given = {at.arg: self.unknown(at) for at in names}
-        returned = self.run(function, owner, {**table, **given})
+        returned = self.run(function, owner, dict(given))
         self.context, self.active, self.building = kept
         found = self._summaries[key] = summarized(given, returned)
         self.returned[function] = union(self.returned.get(function, NOTHING), returned)
@@ -348,8 +357,72 @@ class Caller(Evaluator):
 
     # ---- classes and layers --------------------------------------------------------------------
 
+    def known(self, name: str, env: Env) -> Value | None:
+        """What a dotted name may be; None if it isn't known as a whole."""
+        found = env.get(name)
+        owner = self.owners[-1]
+        if found is None and owner is not None and name.startswith("self.") and not self.building:
+            found = self.kept(owner, name.removeprefix("self."))
+        return found
+
+    def kept(self, owner: Class, name: str) -> Value | None:
+        """What a class keeps in `self` under a name.
+
+        The constructor is run only where it has to be: lists grow there, for instance.
+        """
+        key = (owner.node, name)
+        if key not in self._kept:
+            values = self._assigned(owner, name.partition("[")[0])
+            if len(values) == 1 and self._is_plain(values[0], f"self.{name}"):
+                kept = self.context, self.building
+                self.context, self.building = (owner.node,), True
+                self._kept[key] = self.value(values[0], {})
+                self.context, self.building = kept
+            else:
+                table = self.attributes(owner) if values or self._grows("self") else {}
+                self._kept[key] = table.get(f"self.{name}")
+        return self._kept[key]
+
+    def _assigned(self, owner: Class, name: str) -> list[ast.expr]:
+        """What a class, or a class of this file that it inherits from, sets an attribute to."""
+        for ancestor in [owner, *(self.classes.get(at) for at in self.file.lineage(owner)[1:])]:
+            if ancestor is not None and name in ancestor.attributes:
+                return ancestor.attributes[name]
+        return []
+
+    def _is_plain(self, node: ast.expr, name: str) -> bool:
+        """Whether an expression means the same wherever it stands, and nobody changes it."""
+        if "[" in name or self._grows(name) or isinstance(node, _BUILT):
+            return False
+        if not isinstance(node, ast.Call):
+            return True
+        called = self.file.called(node)
+        if called in _SEQUENCES or called in _LISTS:
+            within = _elements(node)
+            return bool(within) and all(
+                isinstance(at, ast.Call) and self._is_plain(at, "") for at in within
+            )
+        module, _, last = called.rpartition(".")
+        layer = last[:1].isupper() and module.partition(".")[0] in ("torch", "keras", "flax")
+        return called in self.classes or layer
+
+    def _grows(self, name: str) -> bool:
+        """Whether a list of some name is changed anywhere."""
+        if self._growing is None:
+            calls = [at.func for at in self.file.calls if isinstance(at.func, ast.Attribute)]
+            changed = [at.value for at in calls if at.attr in _CHANGES]
+            for at in self.file.assignments:
+                targets = at.targets if isinstance(at, ast.Assign) else [at.target]
+                changed += [target.value for target in targets if isinstance(target, ast.Subscript)]
+            self._growing = {self.dotted(at) for at in changed} - {""}
+        return name in self._growing
+
+    def worthwhile(self, node: ast.AST) -> bool:
+        """Whether a function or class may have to do with what is looked for."""
+        raise NotImplementedError
+
     def attributes(self, owner: Class) -> Env:
-        """What a class keeps in `self`."""
+        """What a class keeps in `self`, found out by running its constructor."""
         known = self._tables.get(owner.node)
         if known is not None:
             return known
@@ -419,6 +492,8 @@ class Caller(Evaluator):
     ) -> Value | None:
         """Apply a module of this file: its forward pass, or the layers of a sequence."""
         forward = self.forward_of(owner)
+        if not self.worthwhile(owner.node) or _without_dropout(layer):
+            return None
         if forward is None:
             chain = self.attributes(owner).get("self", NOTHING).chain
             return self.apply(chain, inputs, node) if chain else None
@@ -432,7 +507,7 @@ class Caller(Evaluator):
         if len(self.active) > CALLS:
             return None
         context, self.context = self.context, (*self.context, node, layer)
-        value = self.run(forward, owner, {**self.attributes(owner), **given})
+        value = self.run(forward, owner, given)
         self.context = context
         return value
 
@@ -449,6 +524,25 @@ def _is_list(node: ast.expr) -> bool:
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id == "OrderedDict"
     return isinstance(node, ast.List | ast.Tuple | ast.ListComp | ast.GeneratorExp | ast.Name)
+
+
+def _without_dropout(layer: Layer) -> bool:
+    """Whether a module is built with a rate of 0."""
+    named = layer.built.keywords if isinstance(layer.built, ast.Call) else []
+    return any("drop" in (at.arg or "") and number(at.value) == 0 for at in named)
+
+
+def _elements(node: ast.Call) -> list[ast.expr]:
+    """The layers that are written out in a sequence or list."""
+    found: list[ast.expr] = []
+    for given in node.args:
+        if isinstance(given, ast.List | ast.Tuple):
+            found += given.elts
+        elif isinstance(given, ast.ListComp | ast.GeneratorExp):
+            found.append(given.elt)
+        else:
+            found.append(given)
+    return found
 
 
 def _own(env: Env) -> Env:

@@ -53,6 +53,7 @@ class Evaluator:
         self.context: tuple[object, ...] = ()
         self.depth = 0
         self._left = BUDGET
+        self.built: set[ast.AST] = set()
         self._layers: dict[tuple[object, ast.AST], Layer] = {}
         self._written: dict[ast.AST, str] = {}
 
@@ -73,8 +74,12 @@ class Evaluator:
         """What a call may give."""
         raise NotImplementedError
 
-    def attributes(self, owner: Class) -> Env:
-        """What a class keeps in `self`."""
+    def kept(self, owner: Class, name: str) -> Value | None:
+        """What a class keeps in `self` under a name."""
+        raise NotImplementedError
+
+    def known(self, name: str, env: Env) -> Value | None:
+        """What a dotted name may be; None if it isn't known as a whole."""
         raise NotImplementedError
 
     def spend(self) -> None:
@@ -117,6 +122,7 @@ class Evaluator:
         if found is None:
             assert isinstance(node, ast.expr | ast.stmt)
             found = self._layers[key] = Layer(kind, node)
+            self.built.add(node)
         return found
 
     def stranger(self, node: ast.AST) -> Chain:
@@ -187,11 +193,11 @@ class Evaluator:
         return env.get(node.id, NOTHING)
 
     def _attribute(self, node: ast.Attribute, env: Env) -> Value:
-        known = env.get(self.dotted(node))
-        if known is not None:
-            return known
         if node.attr in _NO_DATA:
             return NOTHING
+        known = self.known(self.dotted(node), env)
+        if known is not None:
+            return known
         base = self.value(node.value, env)
         if base.chain is not None:
             return self.of_module(base.chain, node.attr)
@@ -201,7 +207,7 @@ class Evaluator:
         """What a module of this file keeps under a name."""
         part = chain.alone
         owner = self.classes.get(part.kind) if isinstance(part, Layer) else None
-        return self.attributes(owner).get(f"self.{name}", NOTHING) if owner else NOTHING
+        return (self.kept(owner, name) if owner else None) or NOTHING
 
     def _list(self, node: ast.List | ast.Tuple | ast.Set, env: Env) -> Value:
         values = [self.value(element, env) for element in node.elts]
@@ -257,7 +263,7 @@ class Evaluator:
 
     def _subscript(self, node: ast.Subscript, env: Env) -> Value:
         name = self.dotted(node.value)
-        known = env.get(_key(name, node.slice)) if name else None
+        known = self.known(_key(name, node.slice), env) if name else None
         if known is not None:
             return known
         base, position = self.value(node.value, env), integer(node.slice)

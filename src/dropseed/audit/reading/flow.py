@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar
 
+from dropseed.audit.reading.conditions import contradict, counted, harmless, held, parts
 from dropseed.audit.reading.file import File, Function, argument, number
 from dropseed.audit.reading.interpret import Interpreter
 from dropseed.audit.reading.operations import DROPPING
@@ -85,55 +86,6 @@ def _dropouts(file: File) -> Iterator[ast.Call]:
             yield call
 
 
-def contradict(one: ast.AST, other: ast.AST, file: File) -> bool:
-    """Whether two places of a file never run together: one under the opposite of a condition."""
-    held = [(test, truth) for test, truth in _held(one, file)]
-    return any(
-        _exclude(test, truth, its, their)
-        for test, truth in held
-        for its, their in _held(other, file)
-    )
-
-
-def _exclude(one: ast.expr, truth: bool, other: ast.expr, its: bool) -> bool:
-    """Whether two conditions can't both be as they are: `a` and `not a`, `a == 1` and `a == 2`."""
-    if ast.dump(one) == ast.dump(other):
-        return truth != its
-    return (
-        truth
-        and its
-        and isinstance(one, ast.Compare)
-        and isinstance(other, ast.Compare)
-        and isinstance(one.ops[0], ast.Eq | ast.Is)
-        and isinstance(other.ops[0], ast.Eq | ast.Is)
-        and ast.dump(one.left) == ast.dump(other.left)
-        and isinstance(one.comparators[0], ast.Constant)
-        and isinstance(other.comparators[0], ast.Constant)
-    )
-
-
-def _held(node: ast.AST, file: File) -> Iterator[tuple[ast.expr, bool]]:
-    """The conditions that hold where a node runs."""
-    child = node
-    for parent in file.ancestors(node):
-        if isinstance(parent, ast.If | ast.IfExp) and child is not parent.test:
-            body = parent.body if isinstance(parent.body, list) else [parent.body]
-            yield from _parts(parent.test, child in body)
-        if isinstance(parent, ast.FunctionDef | ast.AsyncFunctionDef):
-            return
-        child = parent
-
-
-def _parts(test: ast.expr, truth: bool) -> Iterator[tuple[ast.expr, bool]]:
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        yield from _parts(test.operand, not truth)
-    elif isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) == truth:
-        for value in test.values:
-            yield from _parts(value, truth)
-    else:
-        yield test, truth
-
-
 def dropped_nothing(step: Step) -> bool:
     """Whether a dropout's rate is written as 0."""
     call = step.site
@@ -146,38 +98,33 @@ def apart(one: Step, other: Step, file: File) -> bool:
     """Whether a value can't go from one step to another, because of conditions.
 
     Those where the two are built and applied exclude each other; or the condition of the first
-    holds again between the two, and what happens under it there was left out on the way; or the
-    second is in another function, under a condition which a caller may have decided.
+    holds again between the two, and what happens under it there was left out on the way; or one
+    of them is left out in the first or last round of a loop; or the second is in another
+    function, under a condition which a caller may have decided.
     """
     here = file.function_of(one.node)
     for place in (other.node, *other.calls):
         elsewhere = place not in one.calls and file.function_of(place) is not here
-        if elsewhere and not all(_harmless(test) for test, _ in _held(place, file)):
+        if elsewhere and not all(harmless(test) for test, _ in held(place, file)):
             return True
     pairs = ((one.site, other.site), (one.node, other.node), (one.site, other.node))
     return any(contradict(first, second, file) for first, second in pairs) or any(
-        _again(first, second, file) for first, second in pairs[:2]
+        _again(first, second, file) or counted(first, second, file) or counted(second, first, file)
+        for first, second in pairs[:2]
     )
-
-
-def _harmless(test: ast.expr) -> bool:
-    """Whether a condition asks for a rate, for training, or for what the interpreter knows."""
-    known = isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Is | ast.IsNot)
-    text = ast.unparse(test)
-    return known or text.startswith("isinstance(") or "drop" in text or "training" in text
 
 
 def _again(one: ast.AST, other: ast.AST, file: File) -> bool:
     function = file.function_of(one)
     if function is None or function is not file.function_of(other):
         return False
-    held = [(ast.dump(test), truth) for test, truth in _held(one, file)]
+    under = [(ast.dump(test), truth) for test, truth in held(one, file)]
     inside = set(file.ancestors(other))
-    return bool(held) and any(
+    return bool(under) and any(
         isinstance(at, ast.If)
         and at not in inside
         and _line(one) < at.lineno < _line(other)
-        and any((ast.dump(test), truth) in held for test, truth in _parts(at.test, True))
+        and any((ast.dump(test), truth) in under for test, truth in parts(at.test, True))
         for at in ast.walk(function)
     )
 

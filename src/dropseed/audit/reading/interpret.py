@@ -7,16 +7,20 @@ the class of a layer, or on there being a value, is taken as it is where that ca
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dropseed.audit.reading.apply import CALLS, FORWARD, SETUP, Caller, parameters
+from dropseed.audit.reading.apply import CALLS, FORWARD, Caller, parameters
 from dropseed.audit.reading.chain import Chain, Layer, single
 from dropseed.audit.reading.evaluate import DEPTH, EnoughError, Env
 from dropseed.audit.reading.file import Class, File, Function
-from dropseed.audit.reading.steps import NOTHING, Step, Value, union
+from dropseed.audit.reading.steps import NOTHING, PASSING, Step, Value, union
+from dropseed.audit.reading.switch import default_of
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_DROPS = frozenset({"elementwise", "spatial", "path", "alpha"})
+_PARTNERS = re.compile(r"batch_?norm|conv\w*[23]d|max_?pool|dropout[123]d", re.IGNORECASE)
 
 
 class Interpreter(Caller):
@@ -29,11 +33,15 @@ class Interpreter(Caller):
     def __init__(self, file: File) -> None:
         super().__init__(file)
         self._sites: list[ast.expr] = []
+        self._busy: set[ast.AST] = set()
+        self._partners = any(map(_is_partner, file.calls))
 
     # ---- what is run -----------------------------------------------------------------------
 
     def follow(self, sites: Iterable[ast.expr]) -> list[Step]:
-        """Run every class and function in which some expressions stand, and those that call them.
+        """Run every class and function in which some expressions stand.
+
+        Those that call them are run, too, if dropout is the first or last that these do.
 
         Args:
             sites: the expressions.
@@ -42,31 +50,54 @@ class Interpreter(Caller):
             The steps.
         """
         self._sites = [*sites]
+        roots = dict.fromkeys(self._outermost(site) for site in self._sites)
+        done: set[ast.AST] = set()
+        self._busy = {*roots}
         try:
-            for root in self._roots(self._sites):
-                if isinstance(root, ast.ClassDef):
-                    self._run_class(next(at for at in self.file.classes if at.node is root))
-                elif isinstance(root, _FUNCTIONS):
-                    self.summary(root, None)
-                else:
-                    self.block(self.file.tree.body, {})
-                self._run_inner()
+            for _ in range(CALLS + 1):
+                for root in roots:
+                    self._run_root(root)
+                done.update(roots)
+                names = {getattr(at, "name", "") for at in roots if self._is_open(at)}
+                calls = [at for at in self.file.calls if self.dotted(at.func) in names]
+                found = dict.fromkeys(map(self._outermost, calls))
+                roots = {at: None for at in found if at not in done}
+                self._busy |= {*roots}
             self._run_sequences()
         except EnoughError:
             pass
         return list(self.steps.values())
 
-    def _roots(self, sites: Iterable[ast.expr]) -> list[ast.AST]:
-        """The outermost class or function around each site; the module for code outside of all."""
-        roots = dict.fromkeys(self._outermost(site) for site in sites)
-        for _ in range(CALLS):
-            names = {at.name for at in roots if isinstance(at, (*_FUNCTIONS, ast.ClassDef))}
-            calls = [at for at in self.file.calls if self.dotted(at.func) in names]
-            more = [at for at in map(self._outermost, calls) if at not in roots]
-            if not more:
-                break
-            roots.update(dict.fromkeys(more))
-        return list(roots)
+    def worthwhile(self, node: ast.AST) -> bool:
+        """Whether a function or class may have to do with dropout or what matters beside it."""
+        return self._partners or self._outermost(node) in self._busy or node in self._busy
+
+    def _run_root(self, root: ast.AST) -> None:
+        if isinstance(root, ast.ClassDef):
+            self._run_class(next(at for at in self.file.classes if at.node is root))
+        elif isinstance(root, _FUNCTIONS):
+            self.summary(root, None)
+        else:
+            self.block(self.file.tree.body, {})
+        self._run_inner()
+
+    def _is_open(self, root: ast.AST) -> bool:
+        """Whether a class or function begins or ends with dropout, or builds layers."""
+        if isinstance(root, _FUNCTIONS):
+            summary = self.summary(root, None)
+        elif isinstance(root, ast.ClassDef):
+            owner = next(at for at in self.file.classes if at.node is root)
+            forward = self.forward_of(owner)
+            if forward is None:
+                return True
+            summary = self.summary(forward, owner)
+        else:
+            return False
+        if summary is None or summary.returned.chain:
+            return True
+        first = [at for step in summary.parameters.values() for at in step.after(*PASSING)]
+        last = [at for step in summary.returned.everything for at in (step, *step.before(*PASSING))]
+        return any(at.family in _DROPS for at in first + last)
 
     def _outermost(self, node: ast.AST) -> ast.AST:
         found: ast.AST = self.file.tree
@@ -78,14 +109,16 @@ class Interpreter(Caller):
         return found
 
     def _run_class(self, owner: Class) -> None:
-        self.attributes(owner)
         for name, method in owner.methods.items():
             if name in FORWARD or self._has_dropout(method):
                 self.summary(method, owner)
+        own = (site for site in self._sites if self._outermost(site) is owner.node)
+        if any(site not in self.built for site in own):
+            self.attributes(owner)
 
     def _has_dropout(self, function: Function) -> bool:
-        """Whether dropout is applied in a method that builds nothing."""
-        if function.name.startswith(SETUP):
+        """Whether dropout is built or applied in a method, the constructor aside."""
+        if function.name == "__init__":
             return False
         first, last = function.lineno, function.end_lineno or function.lineno
         return any(first <= at.lineno <= last for at in (*self.file.reads, *self._sites))
@@ -171,7 +204,7 @@ class Interpreter(Caller):
         return None
 
     def _is_a(self, node: ast.expr, classes: ast.expr, env: Env) -> bool | None:
-        chain = env.get(self.dotted(node), NOTHING).chain
+        chain = (self.known(self.dotted(node), env) or NOTHING).chain
         part = chain.alone if chain else None
         named = classes.elts if isinstance(classes, ast.Tuple) else [classes]
         names = {self.file.name_of(at) for at in named}
@@ -184,9 +217,18 @@ class Interpreter(Caller):
         sign, other = test.ops[0], test.comparators[0]
         if not isinstance(sign, ast.Is | ast.IsNot) or not isinstance(other, ast.Constant):
             return None
-        value = env.get(self.dotted(test.left), NOTHING)
+        value = self.known(self.dotted(test.left), env) or NOTHING
         known = bool(value.steps) or (value.chain is not None and not value.chain.skippable)
+        if any(self._is_optional(step) for step in value.steps):
+            return None
         return isinstance(sign, ast.IsNot) if known and other.value is None else None
+
+    def _is_optional(self, step: Step) -> bool:
+        """Whether a step stands for an argument that need not be given."""
+        if not isinstance(step.node, ast.arg):
+            return False
+        function = self.file.function_of(step.node)
+        return function is not None and default_of(step.node, function) is not None
 
     def _while(self, node: ast.While, env: Env) -> Env | None:
         return self._repeat(node.body, env)
@@ -288,6 +330,13 @@ _STATEMENTS: dict[type, Callable[[Any, Any, Env], Env | None]] = {
     ast.FunctionDef: Interpreter._define,
     ast.AsyncFunctionDef: Interpreter._define,
 }
+
+
+def _is_partner(call: ast.Call) -> bool:
+    """Whether a call names a layer beside which dropout may be wrong."""
+    func = call.func
+    name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+    return _PARTNERS.search(name) is not None
 
 
 def _either(one: Env | None, other: Env | None) -> Env | None:

@@ -45,6 +45,11 @@ class Step:
         return family(self.kind)
 
     @property
+    def is_parameter(self) -> bool:
+        """Whether it stands for what a function is given."""
+        return isinstance(self.node, ast.arg)
+
+    @property
     def name(self) -> str:
         """The last word of its kind."""
         return self.kind.rpartition(".")[2]
@@ -96,6 +101,12 @@ class Value:
     chain: Chain | None = None
     tuples: tuple[tuple[Value, ...], ...] = ()
 
+    @property
+    def everything(self) -> frozenset[Step]:
+        """The steps, and those of what it holds."""
+        held = (at.everything for values in self.tuples for at in values)
+        return self.steps.union(*held)
+
 
 NOTHING = Value()
 
@@ -113,7 +124,11 @@ def union(one: Value, other: Value) -> Value:
     chain = one.chain or other.chain
     if one.chain and other.chain:
         chain = either(one.chain, other.chain)
-    return Value(one.steps | other.steps, chain, tuple(tuples.values()))
+    steps = one.steps | other.steps
+    if bool(one.tuples) != bool(other.tuples):  # where one value is meant it is no tuple
+        single, pair = (other, one) if one.tuples else (one, other)
+        steps = single.steps or pair.steps
+    return Value(steps, chain, tuple(tuples.values()))
 
 
 def any_of(values: Iterable[Value]) -> Value:
@@ -160,7 +175,7 @@ def summarized(parameters: dict[str, Value], returned: Value) -> Summary:
     """
     given = {name: next(iter(value.steps)) for name, value in parameters.items()}
     starts = frozenset(given.values())
-    before = {*returned.steps}
+    before = {*returned.everything}
     waiting = [*before]
     while waiting:
         step = waiting.pop()

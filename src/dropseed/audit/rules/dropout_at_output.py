@@ -32,7 +32,8 @@ class Classifier(nn.Module):
 ```
 
 A layer counts as the output layer if its size is named as a number of classes, labels or words
-(`num_classes`, `config.num_labels`, `vocab_size`), or if it is named `classifier` or `lm_head`.
+(`num_classes`, `config.num_labels`, `vocab_size`), if it is named `classifier` or `lm_head`, or
+if a forward pass ends in it, dropout, and a sigmoid or softmax.
 
 **Silent** where a block or feature extractor ends in dropout; where something else than a loss or
 a softmax takes the values; where nothing names the layer as the output.
@@ -50,6 +51,7 @@ import re
 from collections.abc import Iterator
 
 from dropseed.audit.finding import Severity
+from dropseed.audit.reading.apply import FORWARD
 from dropseed.audit.reading.facts import dotted
 from dropseed.audit.reading.file import File, Hit, argument
 from dropseed.audit.reading.flow import Flow, apart, dropped_nothing, flow
@@ -65,6 +67,13 @@ CLASSES = re.compile(
 NAMED = re.compile(
     r"classifier|(?:lm|cls|mlm)_head|classification_head|logits(?:_(?:layer|proj))?|fc_cls"
 )
+MOVING = ("identity", "reshape", "index")
+GATES = re.compile(
+    r"att|gat(?:e|ing)|rout|weight|scor|mask|pool|fus|expert|align|squeeze|excit|(?-i:SE[A-Z])|mix|point"
+    r"|select|cell|adj|edge|memory|switch|decay|policy|actor",
+    re.IGNORECASE,
+)
+"""Names of what weighs values, or picks from them."""
 _LAYERS = ("linear", "conv1", "conv2", "conv3")
 LOSS = re.compile(r"loss|criterion|cross_?entropy", re.IGNORECASE)
 LOSSES = re.compile(r"crossentropy|nll|bce")
@@ -86,9 +95,28 @@ def _mistake(step: Step, whole: Flow, file: File) -> str | None:
     if loss is not None and not apart(step, loss, file):
         return f"dropout straight before `{loss.name}`: it drops logits"
     layer = next((at for at in step.before(*BETWEEN) if _answers(at, file)), None)
+    if layer is None:
+        layer = next(
+            (at for at in step.before(*MOVING) if _gives_odds(at, step, whole, file)), None
+        )
     if layer is None or apart(layer, step, file) or not _ends(step, whole):
         return None
     return f"dropout after the output layer, which line {file.source.span(layer.site).line} builds"
+
+
+def _gives_odds(layer: Step, step: Step, whole: Flow, file: File) -> bool:
+    """Whether a forward pass ends in a layer, dropout, and a sigmoid or softmax; no gate does."""
+    last = {at.name.lower() for at in step.passed(*BETWEEN)} & {"sigmoid", "softmax"}
+    if layer.family not in _LAYERS or not last:
+        return False
+    function, owner = file.function_of(step.node), file.class_of(step.node)
+    if owner is None or function is None or function.name not in FORWARD:
+        return False
+    names = [dotted(at).rpartition(".")[2] for at in _targets(layer.site, file)]
+    if any(map(GATES.search, [owner.node.name, *names])):
+        return False
+    ends = whole.returned[function].everything if function in whole.returned else frozenset()
+    return bool(ends & step.passed(*BETWEEN))
 
 
 def _judges(step: Step) -> bool:
@@ -127,7 +155,7 @@ def _factors(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def _targets(call: ast.Call, file: File) -> list[ast.expr]:
+def _targets(call: ast.AST, file: File) -> list[ast.expr]:
     """The names to which a layer is assigned."""
     parent = file.parent(call)
     return parent.targets if isinstance(parent, ast.Assign) else []
@@ -139,7 +167,7 @@ def _ends(step: Step, whole: Flow) -> bool:
     if not all(_told(user) for at in same for user in at.after(*BETWEEN)):
         return False
     applied = [at for at in same if at.node not in whole.sequences]
-    given = {at for value in whole.returned.values() for at in value.steps}
+    given = {at for value in whole.returned.values() for at in value.everything}
     return not applied or any(given & at.passed(*BETWEEN) for at in applied)
 
 

@@ -29,9 +29,9 @@ class Dropout(nn.Module):
 
 or `F.dropout(x, self.p, self.training)`, which is faster and draws from the same generator.
 
-**Silent** where the mask drops words, tokens, edges, paths, labels or modalities, where scaling
-is not meant; where it masks data, adds noise or samples; where a factor can't be followed; in
-tests.
+**Silent** on the scaling where the mask drops words, tokens, edges, paths, labels or modalities,
+or a factor can't be followed; on the switch where the code asks for a mode in any way; where noise
+or samples are meant; in tests.
 
 **When to leave it.** The model multiplies by the fraction kept in evaluation, out of sight of
 this file.
@@ -48,6 +48,7 @@ from collections.abc import Iterator
 
 from dropseed.audit.finding import Severity
 from dropseed.audit.reading.active import stays_on
+from dropseed.audit.reading.apply import FORWARD
 from dropseed.audit.reading.facts import dotted
 from dropseed.audit.reading.file import File, Function, Hit, argument, number
 from dropseed.audit.rule import Rule
@@ -77,7 +78,14 @@ _OTHER = re.compile(
     re.IGNORECASE,
 )
 """Words for what is dropped whole, and for noise that is no dropout."""
-_DROPOUT = re.compile(r"dropout|keep_?prob|drop_?(?:rate|prob|p\b)", re.IGNORECASE)
+_DROPOUT = re.compile(r"drop_?out|keep_?prob|drop_?(?:rate|prob|path|p\b)", re.IGNORECASE)
+_NOISE = re.compile(
+    r"augment|noise|noisy|corrupt|sampl|schedul|teacher|guid|null|mlm|init|generat|data|collat",
+    re.IGNORECASE,
+)
+"""Words for what is random on purpose."""
+_MODE = re.compile(r"train|eval|test|infer|deterministic|phase|mode\b|predict", re.IGNORECASE)
+"""Words of code that asks for the mode."""
 
 
 def check(file: File) -> Iterator[Hit]:
@@ -88,21 +96,23 @@ def check(file: File) -> Iterator[Hit]:
         func = call.func
         name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
         function = file.function_of(call) if name in _DRAWS else None
-        if function is None or not _is_dropout(call, function, file):
+        if function is None or not _drops(call, function, file):
             continue
         drawn = _drawn(call, name, file)
-        message = _mistake(*drawn, function, call, file) if drawn else ""
+        message = _mistake(*drawn, function, file) if drawn else ""
         if message:
             yield file.hit(call, message)
 
 
-def _is_dropout(call: ast.Call, function: Function, file: File) -> bool:
-    """Whether a function drops values, as far as names tell."""
-    owner = file.class_of(call)
-    names = f"{function.name} {owner.node.name if owner else ''}"
-    if _OTHER.search(names):
-        return False
-    return bool(_DROPOUT.search(names) or _DROPOUT.search(_lines(file.statement_of(call), file)))
+def _drops(call: ast.Call, function: Function, file: File) -> bool:
+    """Whether a function drops something, as far as names tell."""
+    statement = _lines(file.statement_of(call), file)
+    return bool(_DROPOUT.search(_names(function, file)) or _DROPOUT.search(statement))
+
+
+def _names(function: Function, file: File) -> str:
+    owner = file.class_of(function)
+    return f"{function.name} {owner.node.name if owner else ''}"
 
 
 def _lines(node: ast.stmt, file: File) -> str:
@@ -172,26 +182,37 @@ def _filled(node: ast.expr) -> ast.expr | None:
 # ---- what is done with a mask -----------------------------------------------------------------
 
 
-def _mistake(
-    mask: ast.expr, rate: ast.expr, is_kept: bool, function: Function, call: ast.Call, file: File
-) -> str:
+def _mistake(mask: ast.expr, rate: ast.expr, is_kept: bool, function: Function, file: File) -> str:
     """What is wrong with a mask; "" if nothing, or if it can't be told."""
-    if not _multiplied(mask, function, file):
+    if _is_unswitched(mask, rate, function, file):
+        return "this mask is drawn in evaluation, too: nothing asks for the mode here"
+    if _OTHER.search(_names(function, file)) or not _multiplied(mask, function, file):
         return ""
     kept = _text(rate, file) if is_kept else _rest(_text(rate, file))
     factors = {_text(at, file) for at in _divisors(function)}
     if _rest(kept) in factors and kept not in factors:
         return f"the mask keeps `{kept}` of the values and the scale is 1 / ({_rest(kept)})"
-    if not factors and not _scales_otherwise(call, function, kept, file):
+    if not factors and not _scales_otherwise(mask, function, kept, file):
         return f"the mask keeps `{kept}` of the values, which nothing scales by 1 / ({kept})"
-    owner = file.class_of(call)
-    if kept not in factors or owner is None or not file.is_module(owner):
-        return ""
+    return ""
+
+
+def _is_unswitched(mask: ast.expr, rate: ast.expr, function: Function, file: File) -> bool:
+    """Whether a mask is drawn in evaluation, too, in a module's forward pass or a part of it."""
+    owner = file.class_of(function)
+    if owner is None or not (file.is_module(owner) or file.inherits(owner, "keras.")):
+        return False
+    asked = function if function.name in FORWARD else owner.node
+    if _NOISE.search(_names(function, file)) or _MODE.search(_lines(asked, file)):
+        return False
     if isinstance(rate, ast.BinOp):
         rate = rate.right  # of `1 - rate`
-    if not stays_on(call, rate, file):
-        return ""
-    return "this mask is drawn in evaluation, too: nothing asks for the mode here"
+    place = mask if isinstance(mask, ast.Call) else next(_calls(mask), None)
+    return place is not None and stays_on(place, rate, file)
+
+
+def _calls(node: ast.expr) -> Iterator[ast.Call]:
+    return (at for at in ast.walk(node) if isinstance(at, ast.Call))
 
 
 def _multiplied(mask: ast.expr, function: Function, file: File) -> bool:
@@ -269,13 +290,13 @@ def _divisors(function: Function) -> Iterator[ast.expr]:
 _DIVIDING = {"div", "divide", "true_divide", "truediv"}
 
 
-def _scales_otherwise(call: ast.Call, function: Function, kept: str, file: File) -> bool:
+def _scales_otherwise(mask: ast.expr, function: Function, kept: str, file: File) -> bool:
     """Whether a function, or its class, may scale in another way than by dividing."""
     owner = file.class_of(function)
     whole = owner.node if owner else function
     if re.search(r"scal|\*\*\s*-|inverted|renorm|normaliz", _lines(whole, file)):
         return True
-    drawing = {*ast.walk(call)}
+    drawing = {*ast.walk(mask)}
     return any(
         kept in (_text(at.left, file), _text(at.right, file))
         for at in ast.walk(whole)

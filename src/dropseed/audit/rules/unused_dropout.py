@@ -83,10 +83,9 @@ _IGNORED = re.compile(
     r"|placeholder|legacy|interface|noqa|pylint|never used|not needed|isn't used|backward",
     re.IGNORECASE,
 )
-_TAKES_ALL = {
-    "locals", "vars", "store_attr", "currentframe", "signature", "getargvalues",
-    "save_hyperparameters",
-}  # fmt: skip
+_TAKES_ALL = re.compile(
+    r"locals|vars|store_attr|currentframe|signature|getargvalues|\w*init_arg\w*|\w*hyper_?param\w*"
+)
 _LOOKS = ("children", "named_children", "_modules", "__dict__", "__getattr__")
 
 
@@ -292,7 +291,7 @@ def _harmless(decorator: ast.expr) -> bool:
 
 
 def _takes_all(call: ast.Call) -> bool:
-    return _last(call.func) in _TAKES_ALL
+    return _TAKES_ALL.fullmatch(_last(call.func)) is not None
 
 
 def _shared(function: Function, owner: Class, file: File) -> bool:
