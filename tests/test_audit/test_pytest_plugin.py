@@ -1,5 +1,6 @@
 """The pytest plugin: its fixtures, the guard around a suite, and what its import loads."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -444,6 +445,8 @@ def test_the_plugin_loads_neither_torch_nor_numpy(pytester):
             assert not {"torch", "numpy", "dropseed.audit.running.guard"} & set(sys.modules)
         """
     )
-    command = [sys.executable, "-m", "pytest", "-q", *PLUGIN, str(pytester.path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    plugin = ("-p", "dropseed.audit.running.pytest_plugin")
+    command = [sys.executable, "-m", "pytest", "-q", *plugin, str(pytester.path)]
+    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others may load NumPy
+    done = subprocess.run(command, capture_output=True, text=True, env=alone)
     assert "1 passed" in done.stdout, done.stdout + done.stderr

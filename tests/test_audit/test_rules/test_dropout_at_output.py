@@ -70,6 +70,35 @@ WRONG = [
     ),
     pytest.param(
         net(
+            "self.fc = nn.Linear(64, self.num_items)",
+            "z = self.dropout(self.fc(x)).masked_fill(y, -1e9)\n"
+            "return 0.5 * torch.softmax(z, 1) + 0.5 * self.repeated(x)",
+        ),
+        id="masked, before a softmax that is mixed",
+    ),
+    pytest.param(
+        """
+        class KnowledgeTracing(nn.Module):
+            def __init__(self, items):
+                super().__init__()
+                self.decoder = nn.Sequential(
+                    nn.Linear(64, items),
+                    nn.Dropout(),  # wrong
+                    nn.Sigmoid(),
+                )
+
+            def forward(self, x):
+                return self.decoder(x)
+        """,
+        id="a decoder",
+    ),
+    pytest.param(
+        net(FC, "z = self.dropout(self.fc(x))\nreturn z, self.loss(z, y)")
+        + "\n    def loss(self, z, y):\n        return (z + y).log().sum()\n",
+        id="returned with a loss that is written by hand",
+    ),
+    pytest.param(
+        net(
             FC,
             "z = self.dropout(self.fc(x))\nloss = self.criterion(z, y)\nreturn loss, z",
         ),
@@ -143,6 +172,17 @@ def right(build, run, **options):
 
 RIGHT = [
     right(FC, "return self.fc(self.dropout(x))", id="before the output layer"),
+    right(
+        "self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()",
+        "return F.cross_entropy(self.fc(self.dropout(x)), y)",
+        id="before an output layer that may be left out",
+    ),
+    right(
+        "if num_classes:\n    self.fc = nn.Linear(64, num_classes)\nelse:\n"
+        "    self.fc = nn.Identity()",
+        "return F.cross_entropy(self.fc(self.dropout(x)), y)",
+        id="before an output layer that may be left out, in two branches",
+    ),
     pytest.param(
         net(
             "self.fc = nn.Linear(64, 1)", "return torch.sigmoid(self.dropout(self.fc(x)))", False
@@ -332,7 +372,11 @@ CHANGES = [
     ("any(_counts_classes(at, file) for at in factors)", "False"),
     ("len(names) < 2 or all(map(CLASSES.fullmatch, names))", "True"),
     ("NAMED.fullmatch(", "re.fullmatch('x', "),
-    ("not all(_told(user)", "not all(True"),
+    ("not all(_told(user, file)", "not all(True"),
+    ("if not softmax and not", "if not"),
+    ('function.name if function else ""', '""'),
+    ("|items?)|", ")|"),
+    ("(?<!wl)edge", "edge"),
     ("    if dropped_nothing(step):\n        return None\n", ""),
     ("any(given & at.passed(*BETWEEN) for at in applied)", "True"),
     ("return not applied or", "return"),

@@ -88,6 +88,44 @@ WRONG = [
         ),
         id="no switch, divided in place",
     ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self, settings, mode="train"):
+                super().__init__()
+                self.settings = settings
+                self.mode = mode
+
+            def dropout(self, x, keep_prob):
+                chosen = torch.rand(len(x)) + keep_prob  # wrong
+                chosen = chosen.int().bool()
+                return x[chosen] / keep_prob
+
+            def forward(self, x):
+                \"\"\"Used in training.\"\"\"
+                return self.dropout(x, self.settings["keep"])
+
+            def predict(self, x):
+                self.eval()
+                return self(x)
+        """,
+        id="no switch, a floor under a name, a mode that nobody asks for",
+    ),
+    pytest.param(
+        module("m = torch.floor(self.p + torch.rand_like(x))  # wrong\nreturn x * m / self.p"),
+        id="no switch, a floor",
+    ),
+    pytest.param(
+        module("m = np.random.binomial(n=1, p=self.p, size=8)  # wrong\nreturn x * m / self.p"),
+        id="no switch, NumPy's arguments by name",
+    ),
+    pytest.param(
+        "def dropout_layers(layers, dropout):\n"
+        "    drop = torch.zeros(len(layers)).uniform_(0.0, 1.0) < dropout  # wrong\n"
+        "    return [layer for layer, it in zip(layers, drop) if not it]\n\n"
+        + module("for layer in dropout_layers(self.layers, self.p):\n    x = layer(x)\nreturn x"),
+        id="no switch, in a function that a forward pass calls",
+    ),
 ]
 
 RIGHT = [
@@ -214,6 +252,58 @@ RIGHT = [
         id="a choice of one number",
     ),
     pytest.param("m = (torch.rand(8) > dropout).float()\nx = x * m\n", id="outside of functions"),
+    pytest.param(
+        "def drop_path(x, p, training):\n    if not training:\n        return x\n"
+        "    m = (1 - p + torch.rand(len(x))).floor()\n    return x / (1 - p) * m\n\n"
+        + module("return drop_path(x, self.p, self.training)"),
+        id="a function that asks for the mode",
+    ),
+    pytest.param(
+        "def dropout(x, p):\n    return x * (torch.rand_like(x) > p) / (1 - p)\n\n"
+        + module("return dropout(x, self.p) if self.training else x"),
+        id="a function that is called in training",
+    ),
+    pytest.param(
+        "def dropout(x, p):\n    return x * (torch.rand_like(x) > p) / (1 - p)\n\n"
+        "class Loader:\n    def next(self, x):\n        return dropout(x, self.p)\n",
+        id="a function that no module calls",
+    ),
+    pytest.param(
+        module("m = (torch.rand_like(x) + self.p).clamp(0, 1)\nreturn x * m"),
+        id="a sum that is no mask",
+    ),
+    pytest.param(
+        module("m = (torch.rand_like(x) * self.p).floor()\nreturn x * m"),
+        id="a product that is no mask",
+    ),
+    pytest.param(
+        module("m = (torch.rand_like(x) < 1 - self.p).float()\nreturn x * m / (1 - self.p)", p="0"),
+        id="a rate of 0",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def dropout(self, x, rate):
+                return x * (torch.rand_like(x) > rate) / (1 - rate)
+
+            def forward(self, x, phase="train"):
+                return self.dropout(x, self.rates[phase])
+        """,
+        id="a rate for each phase",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self, is_train):
+                super().__init__()
+                if not is_train:
+                    self.rate = 0
+
+            def dropout(self, x):
+                return x * (torch.rand_like(x) > self.rate) / (1 - self.rate)
+        """,
+        id="a mode that the constructor asks for",
+    ),
 ]
 
 CHANGES = [
@@ -233,9 +323,22 @@ CHANGES = [
     (" or not _multiplied(mask, function, file)", ""),
     ("rate = rate.right  # of", "pass  # of"),
     ("_NOISE.search(_names(function, file)) or ", ""),
-    (" or _MODE.search(_lines(asked, file))", ""),
-    ("function if function.name in FORWARD else owner.node", "function"),
-    (' or file.inherits(owner, "keras.")', ""),
+    (" or any(map(_asks_for_mode, asked))", ""),
+    ("not owners or", ""),
+    ("[function, *(at.node for at in owners if function.name not in FORWARD)]", "[function]"),
+    ("return _floored(call, file) or", "return"),
+    ("or not isinstance(total.op, ast.Add)", ""),
+    (" or _last(called.func) not in _FLOORS", ""),
+    ("_under_name(total, file) if isinstance(file.parent(total), ast.Assign) else total", "total"),
+    ("in ([], [0, 1])", "== []"),
+    ("trials is not None and number(trials) == 1", "False"),
+    ("if file.class_of(function) else calls_of(function, file)", ""),
+    ("elif not _is_kept(node) and not _is_text(node):", "elif not _is_text(node):"),
+    ("elif not _is_kept(node) and not _is_text(node):", "elif not _is_kept(node):"),
+    ('node.name == "__init__"', "False"),
+    ('if isinstance(node, ast.Call) and _last(node.func) in ("train", "eval"):', "if False:"),
+    ("sorted(found, key=lambda at: (at.lineno, at.col_offset))", "found"),
+    (' or file.inherits(at, "keras.")', ""),
 ]
 
 

@@ -55,6 +55,28 @@ WRONG = [
     ),
     pytest.param(
         """
+        class Model(nn.Module):
+            def fit(self, loader, callbacks):
+                self.train()
+                callbacks = CallbackList(callbacks)
+                for epoch in range(3):
+                    callbacks.on_epoch_begin(epoch)
+                    for x, y in loader:
+                        F.mse_loss(self(x), y).backward()
+                        self.optimizer.step()
+                    self.evaluate(loader)
+
+            def evaluate(self, loader):
+                return score(self.predict(loader))
+
+            def predict(self, loader):
+                model = self.eval()  # wrong
+                return [model(x) for x, _ in loader]
+        """,
+        id="between Keras's callbacks",
+    ),
+    pytest.param(
+        """
         class Trainer:
             def train(self, loader):
                 self.net.train()
@@ -500,6 +522,19 @@ RIGHT = [
                     self.model.eval()
         """,
         id="a hook that can't be seen",
+    ),
+    pytest.param(
+        """
+        def fit(model, loader, optimizer, callbacks):
+            model.train()
+            for epoch in range(3):
+                callbacks.on_epoch_begin(epoch)
+                for x, y in loader:
+                    F.mse_loss(model(x), y).backward()
+                    optimizer.step()
+                model.eval()
+        """,
+        id="callbacks that can't be seen",
     ),
     pytest.param(
         """

@@ -30,6 +30,21 @@ def net(kind, run, wrong=True):
 
 
 WRONG = [
+    pytest.param(net("Dropout1d", "return self.drop(self.embed(x))"), id="words, unnamed"),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.drop, self.fc = nn.Dropout2d(0.5), nn.Linear(320, 50)
+                self.conv = nn.Conv2d(3, 8, 3)
+
+            def forward(self, x):
+                x = self.drop(self.conv(x)).view(-1, 320)
+                return self.drop(self.fc(x))  # wrong
+        """,
+        id="a layer that is right elsewhere",
+    ),
     pytest.param(net("Dropout2d", "return self.drop(self.fc(x))"), id="after a linear layer"),
     pytest.param(
         net("Dropout2d", "return self.fc(self.drop(F.relu(self.fc(x))))"),
@@ -102,7 +117,7 @@ RIGHT = [
         "Dropout2d", "return self.drop(self.fc(x).unsqueeze(2)).squeeze(2)", id="unsqueezed before"
     ),
     right("Dropout2d", "return self.drop(self.embed(x).unsqueeze(3))", id="unsqueezed words"),
-    right("Dropout1d", "return self.drop(self.embed(x))", id="whole words"),
+    right("Dropout1d", "word_drop = self.drop\nreturn word_drop(self.embed(x))", id="whole words"),
     right("Dropout2d", "return self.drop(self.fc(x).view(-1, 8, 4, 4))", id="a view of maps"),
     right("Dropout2d", "return self.drop(self.fc(x).reshape(shape))", id="a view of unknown shape"),
     right(
@@ -155,8 +170,10 @@ CHANGES = [
     ('("torch.", "dropseed.")', '("torch.", "dropseed.", "keras.")'),
     ("axes(at) == 2 and", "axes(at) == 9 and"),
     ("if at.family in families and not apart(at, step, file)", "if at.family in families"),
-    ('("recurrent",) if flat else LAST', "LAST"),
-    ('("recurrent",) if flat else LAST', '("recurrent",)'),
+    ('if step.kind.lower().endswith("1d")', "if False"),
+    ('if step.kind.lower().endswith("1d")', "if True"),
+    ('if words else ("recurrent", "embedding")', ""),
+    ('("recurrent",) if words else', ""),
     ('LAST = ("linear", "recurrent", "embedding")', 'LAST = ("recurrent", "embedding")'),
     ('LAST = ("linear", "recurrent", "embedding")', 'LAST = ("linear", "recurrent")'),
     ('("activation", "identity", "elementwise"', '("identity", "elementwise"'),
@@ -178,12 +195,12 @@ def test_right(text):
     ("text", "message"),
     [
         (
-            WRONG[0].values[0],
+            WRONG[2].values[0],
             "`Dropout2d` straight after `Linear`, whose features are in the last axis",
         ),
-        (WRONG[5].values[0], "`Dropout1d` drops whole examples of flat data (N, D)"),
+        (WRONG[7].values[0], "`Dropout1d` drops whole examples of flat data (N, D)"),
         (
-            WRONG[3].values[0],
+            WRONG[5].values[0],
             "`Dropout2d` takes flat data (N, D), which has no space, for now: "
             "it is to become an error",
         ),

@@ -75,7 +75,7 @@ def _unswitched(rate: ast.expr, file: File, depth: int) -> Rate:
             return Rate.UNKNOWN
         off = bool(values) and all(_nothing(value) for value in values)
         return Rate.OFF if off else Rate.ON
-    inner = [at for at in ast.walk(rate) if isinstance(at, ast.Name)]
+    inner = [at for at in ast.walk(rate) if isinstance(at, ast.Name) and at.id != "self"]
     given = [_of_name(at, file, depth) for at in inner if _parameter(at, file)]
     return _worst(given) if given else Rate.ON
 

@@ -88,15 +88,17 @@ def single(part: Layer | Chain) -> Chain:
 
 
 def either(one: Chain, other: Chain) -> Chain:
-    """One chain or another.
+    """One chain or another; a layer that may be left out is taken to be there.
 
     Example:
         >>> a, b = single(Layer("a", ast.Constant(1))), single(Layer("b", ast.Constant(2)))
         >>> len(either(a, b).first), len(then(a, b).first), either(a, EMPTY).skippable
         (2, 1, True)
     """
-    if one is other:
+    if one is other or _does_nothing(other):
         return one
+    if _does_nothing(one):
+        return other
     return Chain(
         _unique(one.parts + other.parts),
         one.first | other.first,
@@ -104,6 +106,10 @@ def either(one: Chain, other: Chain) -> Chain:
         one.pairs | other.pairs,
         one.skippable or other.skippable,
     )
+
+
+def _does_nothing(chain: Chain) -> bool:
+    return isinstance(chain.alone, Layer) and chain.alone.kind.endswith(".Identity")
 
 
 def then(one: Chain, other: Chain) -> Chain:

@@ -17,7 +17,7 @@ from dropseed.audit.reading.conditions import contradict, counted, harmless, hel
 from dropseed.audit.reading.file import File, Function, argument, number
 from dropseed.audit.reading.interpret import Interpreter
 from dropseed.audit.reading.operations import DROPPING
-from dropseed.audit.reading.steps import Step, Value
+from dropseed.audit.reading.steps import Place, Step, Value
 
 T = TypeVar("T")
 
@@ -40,22 +40,38 @@ class Flow:
         """The steps that drop: "elementwise", whole maps ("spatial"), paths ("path") or "alpha"."""
         return (step for step in self.steps if step.family in families)
 
-    def found(self, look: Callable[[Step], T | None], *families: str) -> Iterator[tuple[Step, T]]:
+    def found(
+        self, look: Callable[[Step], T | None], *families: str
+    ) -> Iterator[tuple[Place, Step, T]]:
         """What is found at the dropouts of some families, once for each place in the source.
+
+        A layer that is applied in several places, and is wrong in some of them only, is reported
+        there; any other where it is built.
 
         Args:
             look: gives what there is to say of a step, or None.
             families: as of `dropouts`.
 
         Returns:
-            An iterator over the steps and what was found.
+            An iterator over the place to report, the step and what was found.
         """
-        seen: set[ast.AST] = set()
+        applied: dict[Place, dict[Place, list[Step]]] = {}
         for step in self.dropouts(*families):
-            answer = look(step) if step.site not in seen else None
-            if answer is not None:
-                seen.add(step.site)
-                yield step, answer
+            applied.setdefault(step.site, {}).setdefault(step.node, []).append(step)
+        for site, places in applied.items():
+            wrong = {at: found for at, steps in places.items() if (found := _first(look, steps))}
+            right = [at for at in places if at not in wrong and at not in self.sequences]
+            for place, (step, answer) in wrong.items() if right else [*wrong.items()][:1]:
+                yield place if right else site, step, answer
+
+
+def _first(look: Callable[[Step], T | None], steps: list[Step]) -> tuple[Step, T] | None:
+    """The first step of which there is something to say, and what."""
+    for step in steps:
+        answer = look(step)
+        if answer is not None:
+            return step, answer
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -212,7 +212,8 @@ def _unknown(call: ast.Call, file: File) -> Iterator[Event]:
     """The models that a call which can't be seen may switch."""
     name = last_name(call.func).lower()
     if _HOOKS.fullmatch(name):
-        yield Event("unknown", ANY, call, call)
+        if not _is_of_keras(call, file):
+            yield Event("unknown", ANY, call, call)
         return
     if not _SWITCHES.fullmatch(name) or _switches_nothing(call, file):
         return
@@ -231,6 +232,14 @@ def _switches_nothing(call: ast.Call, file: File) -> bool:
     return name.startswith(("torch.", "numpy.")) or (
         elsewhere and module is not None and "train" not in module.attributes
     )
+
+
+def _is_of_keras(call: ast.Call, file: File) -> bool:
+    """Whether a method is that of Keras's callbacks, which know no mode of torch."""
+    held = call.func.value if isinstance(call.func, ast.Attribute) else None
+    bindings = file.bindings(held.id, held) if isinstance(held, ast.Name) else []
+    made = (file.assigned(at) for at in bindings)
+    return any(isinstance(at, ast.Call) and last_name(at.func) == "CallbackList" for at in made)
 
 
 def _given(call: ast.Call) -> list[ast.expr]:

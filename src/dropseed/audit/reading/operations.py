@@ -14,7 +14,7 @@ _PATTERNS: dict[str, str] = {
     ),
     "identity": (
         r"identity|contiguous|to|cuda|cpu|type|typeas|float|half|double|bfloat16|clone|cast"
-        r"|requiresgrad|astensor|converttotensor"
+        r"|requiresgrad|astensor|converttotensor|maskedfill"
     ),
     "reshape": (
         r"(?:batch)?(?:view|reshape|flatten|unflatten|squeeze|unsqueeze|expanddims|permute|transpose"

@@ -61,7 +61,7 @@ from dropseed.audit.rule import Rule
 BETWEEN = ("activation", "identity", "reshape", "index", "softmax", "record")
 CLASSES = re.compile(
     r"_*(?:n|num|nb|number|no)_?(?:of_?)?(?:\w+_)?(?:class(?:es)?|labels?|tags?|categories|categs?|intents?)"
-    r"|(?:n|num)_?cls|nclass(?:es)?|class_?(?:num|count|number|size)|(?:label|tag)_?(?:num|count|size)"
+    r"|(?:n|num)_?(?:cls|items?)|nclass(?:es)?|class_?(?:num|count|number|size)|(?:label|tag)_?(?:num|count|size)"
     r"|(?:\w+_)?vocab(?:ulary)?_?(?:size|len)|n_?vocab|num_?(?:tokens|words|embeddings)"
 )
 NAMED = re.compile(
@@ -70,7 +70,7 @@ NAMED = re.compile(
 MOVING = ("identity", "reshape", "index")
 GATES = re.compile(
     r"att|gat(?:e|ing)|rout|weight|scor|mask|pool|fus|expert|align|squeeze|excit|(?-i:SE[A-Z])|mix|point"
-    r"|select|cell|adj|edge|memory|switch|decay|policy|actor",
+    r"|select|cell|adj|(?<!wl)edge|memory|switch|decay|policy|actor",
     re.IGNORECASE,
 )
 """Names of what weighs values, or picks from them."""
@@ -83,8 +83,8 @@ def check(file: File) -> Iterator[Hit]:
     """Yield the dropouts that drop answers."""
     whole = flow(file)
     found = whole.found(lambda step: _mistake(step, whole, file), "elementwise", "spatial")
-    for step, message in found:
-        yield file.hit(step.site, message)
+    for place, _, message in found:
+        yield file.hit(place, message)
 
 
 def _mistake(step: Step, whole: Flow, file: File) -> str | None:
@@ -99,7 +99,10 @@ def _mistake(step: Step, whole: Flow, file: File) -> str | None:
         layer = next(
             (at for at in step.before(*MOVING) if _gives_odds(at, step, whole, file)), None
         )
-    if layer is None or apart(layer, step, file) or not _ends(step, whole):
+    if layer is None or apart(layer, step, file):
+        return None
+    softmax = any(at.family == "softmax" for at in step.passed(*MOVING, "softmax"))
+    if not softmax and not _ends(step, whole, file):
         return None
     return f"dropout after the output layer, which line {file.source.span(layer.site).line} builds"
 
@@ -161,21 +164,22 @@ def _targets(call: ast.AST, file: File) -> list[ast.expr]:
     return parent.targets if isinstance(parent, ast.Assign) else []
 
 
-def _ends(step: Step, whole: Flow) -> bool:
+def _ends(step: Step, whole: Flow, file: File) -> bool:
     """Whether a function returns what a dropout gives, or a sequence ends in it, and no more."""
     same = [at for at in whole.steps if at.site is step.site]
-    if not all(_told(user) for at in same for user in at.after(*BETWEEN)):
+    if not all(_told(user, file) for at in same for user in at.after(*BETWEEN)):
         return False
     applied = [at for at in same if at.node not in whole.sequences]
     given = {at for value in whole.returned.values() for at in value.everything}
     return not applied or any(given & at.passed(*BETWEEN) for at in applied)
 
 
-def _told(step: Step) -> bool:
-    """Whether a step is a loss, by its name."""
-    call = step.node
+def _told(step: Step, file: File) -> bool:
+    """Whether a step is a loss, or in a function that computes one, by its name."""
+    call, function = step.node, file.function_of(step.node)
     name = dotted(call.func) if isinstance(call, ast.Call) else ""
-    return step.family == "loss" or bool(LOSS.search(name.rpartition(".")[2]))
+    names = (name.rpartition(".")[2], function.name if function else "")
+    return step.family == "loss" or any(map(LOSS.search, names))
 
 
 RULE = Rule("DS202", "dropout-at-output", Severity.WARNING, __doc__, check)

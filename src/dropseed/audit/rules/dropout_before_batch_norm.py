@@ -49,12 +49,12 @@ BETWEEN = ("activation", "identity", "reshape", "index")
 def check(file: File) -> Iterator[Hit]:
     """Yield the dropouts whose output batch normalization takes."""
     found = flow(file).found(lambda step: _norm(step, file), "elementwise", "spatial")
-    for step, norm in found:
+    for place, step, norm in found:
         message = (
             f"`{step.name}` straight before `{norm.name}`, whose running variance then holds in "
             "training only"
         )
-        yield file.hit(step.site, message)
+        yield file.hit(place, message)
 
 
 def _norm(step: Step, file: File) -> Step | None:

@@ -50,7 +50,8 @@ from dropseed.audit.finding import Severity
 from dropseed.audit.reading.active import stays_on
 from dropseed.audit.reading.apply import FORWARD
 from dropseed.audit.reading.facts import dotted
-from dropseed.audit.reading.file import File, Function, Hit, argument, number
+from dropseed.audit.reading.file import Class, File, Function, Hit, argument, number
+from dropseed.audit.reading.switch import calls_of
 from dropseed.audit.rule import Rule
 
 _UNIFORM = {
@@ -84,7 +85,10 @@ _NOISE = re.compile(
     re.IGNORECASE,
 )
 """Words for what is random on purpose."""
-_MODE = re.compile(r"train|eval|test|infer|deterministic|phase|mode\b|predict", re.IGNORECASE)
+_MODE = re.compile(
+    r"(?<!pre)(?<!cons)train|(?<!retri)eval|(?<!la)test|infer|deterministic|phase|mode\b|predict",
+    re.IGNORECASE,
+)
 """Words of code that asks for the mode."""
 
 
@@ -93,8 +97,7 @@ def check(file: File) -> Iterator[Hit]:
     if file.in_tests:
         return
     for call in file.calls:
-        func = call.func
-        name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+        name = _last(call.func)
         function = file.function_of(call) if name in _DRAWS else None
         if function is None or not _drops(call, function, file):
             continue
@@ -122,13 +125,14 @@ def _lines(node: ast.stmt, file: File) -> str:
 def _drawn(call: ast.Call, name: str, file: File) -> tuple[ast.expr, ast.expr, bool] | None:
     """What a call draws as a mask, a fraction, and whether that is kept; else it is dropped."""
     known = file.called(call)
-    if known in _UNIFORM or (name == "uniform_" and not call.args):
-        return _compared(_under_name(call, file), file)
+    if known in _UNIFORM or (name == "uniform_" and [*map(number, call.args)] in ([], [0, 1])):
+        return _floored(call, file) or _compared(_under_name(call, file), file)
     kept: ast.expr | None = None
     if known == "torch.bernoulli":
         kept = argument(call, 1, "p") or (_filled(call.args[0]) if call.args else None)
     elif known in ("jax.random.bernoulli", "numpy.random.binomial"):
-        if known.startswith("jax") or (call.args and number(call.args[0]) == 1):
+        trials = argument(call, 0, "n")
+        if known.startswith("jax") or (trials is not None and number(trials) == 1):
             kept = argument(call, 1, "p")
     elif name in ("bernoulli", "bernoulli_") and not known:
         kept = argument(call, 0, "p")
@@ -139,19 +143,44 @@ def _drawn(call: ast.Call, name: str, file: File) -> tuple[ast.expr, ast.expr, b
     return None if kept is None else (call, kept, True)
 
 
-def _under_name(call: ast.Call, file: File) -> ast.expr:
-    """The one use of the name to which a call's result is set, if there is one; else the call."""
+def _under_name(call: ast.expr, file: File) -> ast.expr:
+    """The first use of the name to which an expression is set, if there is one; else itself."""
     parent = file.parent(call)
     name = dotted(parent.targets[0]) if isinstance(parent, ast.Assign) else ""
     function = file.function_of(call)
-    uses = list(_uses(name, function)) if name and function else []
+    uses = _uses(name, function) if name and function else []
     return uses[0] if uses else call
 
 
-def _uses(name: str, function: Function) -> Iterator[ast.Name]:
-    for node in ast.walk(function):
-        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load):
-            yield node
+def _uses(name: str, function: Function) -> list[ast.Name]:
+    """Where a local name is read, from the first line on."""
+    found = [
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+    ]
+    return sorted(found, key=lambda at: (at.lineno, at.col_offset))
+
+
+def _floored(call: ast.expr, file: File) -> tuple[ast.expr, ast.expr, bool] | None:
+    """`floor(rand() + kept)`, `(kept + rand()).int()`, in one expression or two."""
+    total = file.parent(call)
+    if not isinstance(total, ast.BinOp) or not isinstance(total.op, ast.Add):
+        return None
+    node = _under_name(total, file) if isinstance(file.parent(total), ast.Assign) else total
+    user = file.parent(node)
+    called = file.parent(user) if isinstance(user, ast.Attribute) else user
+    if not isinstance(called, ast.Call) or _last(called.func) not in _FLOORS:
+        return None
+    return called, total.right if total.left is call else total.left, True
+
+
+_FLOORS = {"floor", "floor_", "int", "trunc"}
+
+
+def _last(func: ast.expr) -> str:
+    """The last word of what is called."""
+    return func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
 
 
 def _compared(call: ast.expr, file: File) -> tuple[ast.expr, ast.expr, bool] | None:
@@ -199,16 +228,58 @@ def _mistake(mask: ast.expr, rate: ast.expr, is_kept: bool, function: Function, 
 
 def _is_unswitched(mask: ast.expr, rate: ast.expr, function: Function, file: File) -> bool:
     """Whether a mask is drawn in evaluation, too, in a module's forward pass or a part of it."""
-    owner = file.class_of(function)
-    if owner is None or not (file.is_module(owner) or file.inherits(owner, "keras.")):
+    owners = _owners(function, file)
+    asked = [function, *(at.node for at in owners if function.name not in FORWARD)]
+    if not owners or any(map(_asks_for_mode, asked)):
         return False
-    asked = function if function.name in FORWARD else owner.node
-    if _NOISE.search(_names(function, file)) or _MODE.search(_lines(asked, file)):
+    if _NOISE.search(_names(function, file)) or "augment" in file.name:
         return False
     if isinstance(rate, ast.BinOp):
         rate = rate.right  # of `1 - rate`
     place = mask if isinstance(mask, ast.Call) else next(_calls(mask), None)
     return place is not None and stays_on(place, rate, file)
+
+
+def _owners(function: Function, file: File) -> list[Class]:
+    """The modules whose method a function is, or which call it."""
+    places = [function] if file.class_of(function) else calls_of(function, file)
+    owners = [owner for owner in map(file.class_of, places) if owner is not None]
+    return [at for at in owners if file.is_module(at) or file.inherits(at, "keras.")]
+
+
+def _asks_for_mode(code: ast.AST) -> bool:
+    """Whether code may ask for the mode in any way, docstrings and what it only keeps aside."""
+    waiting = [code]
+    while waiting:
+        node = waiting.pop()
+        if any(map(_MODE.search, _words(node))):
+            return True
+        if isinstance(node, ast.Call) and _last(node.func) in ("train", "eval"):
+            waiting += [*node.args, *node.keywords]
+        elif isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            waiting += node.body  # what it is given counts where it is used
+        elif not _is_kept(node) and not _is_text(node):
+            waiting += ast.iter_child_nodes(node)
+    return False
+
+
+def _is_kept(node: ast.AST) -> bool:
+    """Whether a statement only keeps a name: `self.mode = mode`."""
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Name)
+        and isinstance(node.targets[0], ast.Attribute)
+    )
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _words(node: ast.AST) -> list[str]:
+    """The names and texts that a node itself holds, those of functions and classes aside."""
+    held = (getattr(node, at, None) for at in ("id", "attr", "arg", "value"))
+    return [at for at in held if isinstance(at, str)]
 
 
 def _calls(node: ast.expr) -> Iterator[ast.Call]:

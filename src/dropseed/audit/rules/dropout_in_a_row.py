@@ -48,8 +48,8 @@ BETWEEN = ("activation", "identity", "reshape", "index")
 def check(file: File) -> Iterator[Hit]:
     """Yield the second of two dropouts, and the dropouts before max-pooling."""
     found = flow(file).found(lambda step: _mistake(step, file), "elementwise", "spatial")
-    for step, message in found:
-        yield file.hit(step.site, message)
+    for place, _, message in found:
+        yield file.hit(place, message)
 
 
 def _mistake(step: Step, file: File) -> str | None:

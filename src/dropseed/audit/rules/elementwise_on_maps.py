@@ -43,9 +43,9 @@ BETWEEN = ("activation", "identity", "batch norm", "norm", "max pool", "mean poo
 
 def check(file: File) -> Iterator[Hit]:
     """Yield the element-wise dropouts that act on maps."""
-    for step, maps in flow(file).found(lambda step: _source(step, file), "elementwise"):
+    for place, _, maps in flow(file).found(lambda step: _source(step, file), "elementwise"):
         message = f"element-wise dropout on the maps of `{maps.name}`, where neighbours are alike"
-        yield file.hit(step.site, message)
+        yield file.hit(place, message)
 
 
 def _source(step: Step, file: File) -> Step | None:

@@ -52,6 +52,7 @@ document the shapes; Tompson et al. 2015, section 3.2 (SpatialDropout).
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from dropseed.audit.finding import Severity
@@ -65,7 +66,7 @@ ELEMENTS = ("activation", "identity", "elementwise", "spatial", "alpha", "norm")
 """What leaves the axes as they are and may work on any data."""
 LAST = ("linear", "recurrent", "embedding")
 """What has its features in the last axis."""
-
+_WORDS = re.compile(r"word|token|position|step|frame", re.IGNORECASE)
 
 _EFFECTS = {
     "1d": "drops whole examples of flat data (N, D)",
@@ -76,8 +77,8 @@ _EFFECTS = {
 
 def check(file: File) -> Iterator[Hit]:
     """Yield the spatial dropouts whose input has no space, or its features in the last axis."""
-    for step, message in flow(file).found(lambda step: _mistake(step, file), "spatial"):
-        yield file.hit(step.site, message)
+    for place, _, message in flow(file).found(lambda step: _mistake(step, file), "spatial"):
+        yield file.hit(place, message)
 
 
 def _mistake(step: Step, file: File) -> str | None:
@@ -102,10 +103,12 @@ def _features_last(step: Step, file: File) -> Step | None:
     """The layer behind which a dropout would drop positions.
 
     A linear layer may work along time, before the one-dimensional dropout of channels; and whole
-    words may be meant to go behind an embedding.
+    words may be meant to go behind an embedding, if a name says so.
     """
-    flat = step.kind.lower().endswith("1d")
-    families = ("recurrent",) if flat else LAST
+    families: tuple[str, ...] = LAST
+    if step.kind.lower().endswith("1d"):
+        words = _WORDS.search(ast.unparse(step.node))
+        families = ("recurrent",) if words else ("recurrent", "embedding")
     return next(
         (
             at
