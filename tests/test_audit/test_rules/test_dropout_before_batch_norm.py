@@ -156,6 +156,27 @@ WRONG = [
 ]
 
 RIGHT = [
+    pytest.param(
+        """
+        def block(n, p, bn, linear_first):
+            layers = [nn.BatchNorm1d(n)] if bn else []
+            layers.append(nn.Dropout(p))
+            linear = [nn.Linear(n, n), nn.ReLU()]
+            layers = linear + layers if linear_first else layers + linear
+            return nn.Sequential(*layers)
+
+        class Net(nn.Module):
+            def __init__(self, sizes, first):
+                super().__init__()
+                self.net = nn.Sequential()
+                for i, n in enumerate(sizes):
+                    self.net.add_module(f"block_{i}", block(n, 0.5, True, first))
+
+            def forward(self, x):
+                return self.net(x)
+        """,
+        id="blocks of one of two orders",
+    ),
     pytest.param(net(RIGHT_DROP, "return self.drop(F.relu(self.bn(self.fc(x))))"), id="behind"),
     pytest.param(
         net(RIGHT_DROP, "return self.bn(self.fc(self.drop(x)))"), id="a linear layer between"

@@ -77,6 +77,41 @@ WRONG = [
     ),
     pytest.param(
         """
+        def fit(model, loader, optimizer):
+            model.train()
+            for i, (x, y) in enumerate(loader):
+                F.mse_loss(model(x), y).backward()
+                optimizer.step()
+                if i % 100 == 0:
+                    model.eval()  # wrong
+                    score(model)
+        """,
+        id="every hundredth round",
+    ),
+    pytest.param(
+        """
+        class Model(nn.Module):
+            def fit(self, loader, callbacks):
+                self.train()
+                callbacks = CallbackList(callbacks)
+                for epoch in range(3):
+                    callbacks.on_epoch_begin(epoch)
+                    for x, y in loader:
+                        F.mse_loss(self(x), y).backward()
+                        self.optimizer.step()
+                    self.evaluate(loader)
+
+            def evaluate(self, loader):
+                return score(self.predict(loader))
+
+            def predict(self, loader):
+                model = self.eval()  # wrong
+                return [model(x) for x, _ in loader]
+        """,
+        id="between Keras's callbacks",
+    ),
+    pytest.param(
+        """
         class Trainer:
             def train(self, loader):
                 self.net.train()
@@ -536,6 +571,62 @@ RIGHT = [
         """,
         id="callbacks that can't be seen",
     ),
+    *(
+        pytest.param(
+            f"""
+            def fit(model, loader, optimizer, valid):
+                for epoch in range(3):
+                    model.train()
+                    for i, (x, y) in enumerate(loader):
+                        F.mse_loss(model(x), y).backward()
+                        optimizer.step()
+                        {test}
+                            model.eval()
+                            score(model, valid)
+            """,
+            id=f"in the last round, {test}",
+        )
+        for test in (
+            "if i == len(loader) - 1:",
+            "if len(loader) == i + 1:",
+            "if i != len(loader) - 1 or valid is None:\n"
+            "                            log(i)\n                        elif epoch % 2:",
+        )
+    ),
+    pytest.param(
+        """
+        class Trainer:
+            def evaluate(self, model, data):
+                self.model.eval()
+                found = self.model.encode(data).detach()
+                classifier = nn.Linear(found.shape[1], 3)
+                optimizer = torch.optim.Adam(classifier.parameters())
+                for epoch in range(3):
+                    F.mse_loss(classifier(found), data.y).backward()
+                    optimizer.step()
+
+            def fit(self, data):
+                for epoch in range(3):
+                    self.model.train()
+                    self.model.loss(data).backward()
+                    self.optimizer.step()
+                    self.evaluate(self.model, data)
+        """,
+        id="a classifier on what the model gives",
+    ),
+    pytest.param(
+        """
+        def fit(model, loader, optimizer, callbacks):
+            model.train()
+            for epoch in range(3):
+                callbacks.on_epoch_begin(epoch)
+                for x, y in loader:
+                    F.mse_loss(model(x), y).backward()
+                    optimizer.step()
+                model.eval()
+        """,
+        id="callbacks that can't be seen",
+    ),
     pytest.param(
         """
         class Trainer:
@@ -686,6 +777,10 @@ def test_notebook_cells_are_one_script(tmp_path):
 
 
 MUTANTS = [
+    ("if _in_one_round(event.place, loop, file):", "if False:"),
+    ("ast.Eq if truth else ast.NotEq", "ast.Eq"),
+    (" and isinstance(side.op, ast.Mod)", ""),
+    ("and not (isinstance(side, ast.BinOp)", "and not (False"),
     ('other.kind == "train" and same(other.model, model)', "False"),
     ("other.weights is not None and _of(other, model, False)", "False"),
     ('other.kind in ("train", "unknown")', 'other.kind == "train"'),

@@ -90,6 +90,8 @@ def single(part: Layer | Chain) -> Chain:
 def either(one: Chain, other: Chain) -> Chain:
     """One chain or another; a layer that may be left out is taken to be there.
 
+    Where the two are the same layers in two orders, nothing is known of what stands around them.
+
     Example:
         >>> a, b = single(Layer("a", ast.Constant(1))), single(Layer("b", ast.Constant(2)))
         >>> len(either(a, b).first), len(then(a, b).first), either(a, EMPTY).skippable
@@ -99,13 +101,17 @@ def either(one: Chain, other: Chain) -> Chain:
         return one
     if _does_nothing(one):
         return other
-    return Chain(
+    both = Chain(
         _unique(one.parts + other.parts),
         one.first | other.first,
         one.last | other.last,
         one.pairs | other.pairs,
         one.skippable or other.skippable,
     )
+    if one.parts == other.parts or {*one.parts} != {*other.parts}:
+        return both
+    unknown = single(Layer("", ast.Constant(None)))
+    return joined((unknown, both, unknown))
 
 
 def _does_nothing(chain: Chain) -> bool:

@@ -77,8 +77,8 @@ def counted(node: ast.AST, other: ast.AST, file: File) -> bool:
         if isinstance(parent, ast.If) and child is not parent.test:
             tests.append(parent.test)
         elif isinstance(parent, ast.For | ast.AsyncFor) and parent not in outside:
-            counter = _counter(parent)
-            if counter and any(counter in _names(test) for test in tests):
+            name = counter(parent)
+            if name and any(name in _names(test) for test in tests):
                 return True
         elif isinstance(parent, ast.FunctionDef | ast.AsyncFunctionDef):
             return False
@@ -86,7 +86,7 @@ def counted(node: ast.AST, other: ast.AST, file: File) -> bool:
     return False
 
 
-def _counter(loop: ast.For | ast.AsyncFor) -> str:
+def counter(loop: ast.For | ast.AsyncFor) -> str:
     """The name that counts the rounds of a loop, or ""."""
     called = dotted(loop.iter.func) if isinstance(loop.iter, ast.Call) else ""
     target = loop.target

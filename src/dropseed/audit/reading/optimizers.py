@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 
 from dropseed.audit.reading.file import File, argument
 from dropseed.audit.reading.holders import last_name
@@ -12,6 +13,7 @@ DEPTH = 4
 """How many assignments are followed."""
 
 _OPTIMIZER = re.compile(r"\w*(?:optim\w*|scaler|sgd|adam\w*)(?:_\w+)?|opts?|opt_\w+|\w+_opt")
+_NUMBERS = frozenset({"shape", "size", "ndim", "device", "dtype", "detach", "item", "numel", "len"})
 _PARAMETERS = frozenset({"parameters", "named_parameters"})
 
 
@@ -47,7 +49,7 @@ def _names(node: ast.expr, file: File) -> set[str]:
     found: set[str] = set()
     waiting = [node]
     for _ in range(DEPTH):
-        parts = [part for expression in waiting for part in ast.walk(expression)]
+        parts = [part for expression in waiting for part in _parts(expression)]
         found.update(part.attr for part in parts if isinstance(part, ast.Attribute))
         fresh = {
             part.id: part for part in parts if isinstance(part, ast.Name) and part.id not in found
@@ -55,3 +57,14 @@ def _names(node: ast.expr, file: File) -> set[str]:
         found.update(fresh)
         waiting = [value for part in fresh.values() for value in file.values(part)]
     return found
+
+
+def _parts(node: ast.AST) -> Iterator[ast.AST]:
+    """The parts of an expression, without those that are numbers only: `x.shape`, `len(x)`."""
+    if isinstance(node, ast.Attribute) and node.attr in _NUMBERS:
+        return
+    if isinstance(node, ast.Call) and last_name(node.func) in _NUMBERS:
+        return
+    yield node
+    for part in ast.iter_child_nodes(node):
+        yield from _parts(part)

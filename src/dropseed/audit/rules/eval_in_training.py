@@ -48,6 +48,8 @@ import re
 from collections.abc import Iterator
 
 from dropseed.audit.finding import Severity
+from dropseed.audit.reading.conditions import counter, held
+from dropseed.audit.reading.facts import dotted
 from dropseed.audit.reading.file import File, Hit, Scope
 from dropseed.audit.reading.holders import ANY, covers, same
 from dropseed.audit.reading.modes import Event, Modes
@@ -87,6 +89,8 @@ def _stuck(event: Event, events: list[Event], scope: Scope, file: File) -> bool:
     for loop in _loops(event.place, scope, file):
         if isinstance(loop.body[-1], _EXITS) or _leaves(event.place, loop, file):
             continue
+        if _in_one_round(event.place, loop, file):
+            continue
         inside = [other for other in events if loop in file.ancestors(other.place)]
         at = inside.index(event)
         optimizers = {other.model for other in inside if other.kind == "step"}
@@ -124,6 +128,21 @@ def _leaves(node: ast.AST, loop: ast.For | ast.While, file: File) -> bool:
                 return True
         child = parent
     return False
+
+
+def _in_one_round(node: ast.AST, loop: ast.For | ast.While, file: File) -> bool:
+    """Whether a node runs in one round of a loop only, the last as a rule: `i == len(loader)`."""
+    name = counter(loop) if isinstance(loop, ast.For) else ""
+    return bool(name) and any(
+        isinstance(test, ast.Compare)
+        and isinstance(test.ops[0], ast.Eq if truth else ast.NotEq)
+        and any(
+            dotted(side.left if isinstance(side, ast.BinOp) else side) == name
+            and not (isinstance(side, ast.BinOp) and isinstance(side.op, ast.Mod))
+            for side in (test.left, test.comparators[0])
+        )
+        for test, truth in held(node, file)
+    )
 
 
 def _trained(event: Event, events: list[Event]) -> bool:
