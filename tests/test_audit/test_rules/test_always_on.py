@@ -12,6 +12,14 @@ WRONG = [
         """
         class Net(nn.Module):
             def forward(self, x):
+                return F.dropout(x, self.p, training=not self.training)  # wrong
+        """,
+        id="the wrong way round",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def forward(self, x):
                 return F.dropout(self.linear(x), 0.5)  # wrong
         """,
         id="in forward",
@@ -186,6 +194,15 @@ WRONG = [
 ]
 
 RIGHT = [
+    pytest.param(
+        """
+        class InputDropout:
+            def __call__(self, sample):
+                sample["input"] = F.dropout(sample["input"], self.p)
+                return sample
+        """,
+        id="a transform of data",
+    ),
     pytest.param(
         """
         class Net(nn.Module):
@@ -671,6 +688,8 @@ def test_no_fix_where_it_is_not_certain(text):
 
 
 MUTANTS = [
+    ('implied(switch, True, file) == "eval"', "False"),
+    (' or "__call__" not in owner.methods or file.is_module(owner)', " or True"),
     ("not function.default or opaque(call)", "not function.default"),
     ("not function.default or opaque", "opaque"),
     ("or not _certain(call, name, file)", ""),

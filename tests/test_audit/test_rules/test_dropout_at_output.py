@@ -29,6 +29,13 @@ def net(build, run, wrong=True):
 FC = "self.fc = nn.Linear(64, num_classes)"
 
 WRONG = [
+    pytest.param(
+        net(
+            "pass",
+            "a, b = self.block(x)\na = self.dropout(a)\nreturn F.log_softmax(a + b, dim=1)",
+        ),
+        id="summed before a log-softmax",
+    ),
     pytest.param(net(FC, "return self.dropout(self.fc(x))"), id="after the output layer"),
     pytest.param(net(FC, "x = self.fc(x)\nx = self.dropout(x)\nreturn x"), id="line by line"),
     pytest.param(
@@ -374,6 +381,7 @@ CHANGES = [
     ("NAMED.fullmatch(", "re.fullmatch('x', "),
     ("not all(_told(user, file)", "not all(True"),
     ("if not softmax and not", "if not"),
+    ('[*step.after(*BETWEEN, "sum"), *step.passed(*BETWEEN, "sum")]', "step.passed(*BETWEEN)"),
     ('function.name if function else ""', '""'),
     ("|items?)|", ")|"),
     ("(?<!wl)edge", "edge"),
@@ -401,7 +409,7 @@ def test_right(text):
 
 
 def test_messages():
-    assert messages(WRONG[0].values[0], CODE) == [
+    assert messages(WRONG[1].values[0], CODE) == [
         "dropout after the output layer, which line 6 builds"
     ]
     text = "def f(x, y):\n    return F.cross_entropy(F.dropout(x), y)"

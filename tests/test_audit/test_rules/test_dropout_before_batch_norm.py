@@ -32,6 +32,41 @@ RIGHT_DROP = "self.drop = nn.Dropout(p)"
 
 WRONG = [
     pytest.param(
+        """
+        def mlp(sizes, rate, norm):
+            parts = []
+            for size in sizes:
+                parts.append(norm)
+                parts.append(layers.Dense(size))
+                parts.append(layers.Dropout(rate))  # wrong
+            return keras.Sequential(parts)
+
+        class Model:
+            @classmethod
+            def build(cls, x, sizes):
+                x = mlp(sizes, 0.1, layers.LayerNormalization())(x)
+                return mlp(sizes, 0.1, norm=layers.BatchNormalization())(x)
+        """,
+        id="a layer that a method gives to a function",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self, sizes, n):
+                super().__init__()
+                layers = []
+                for size in sizes:
+                    if size == 0:
+                        layers.append(nn.Flatten())
+                    layers += [nn.BatchNorm1d(n), nn.Linear(n, n), nn.Dropout(0.5)]  # wrong
+                self.net = nn.Sequential(*layers)
+
+            def forward(self, x):
+                return self.net(x)
+        """,
+        id="a loop that compares a number",
+    ),
+    pytest.param(
         "nn.Sequential(\n    nn.Tanh(),\n    nn.Dropout(0.5),  # wrong\n    nn.BatchNorm1d(8),\n)",
         id="a Sequential",
     ),
@@ -176,6 +211,54 @@ RIGHT = [
                 return self.net(x)
         """,
         id="blocks of one of two orders",
+    ),
+    pytest.param(
+        """
+        class Block(nn.Sequential):
+            def __init__(self, order, n):
+                super().__init__()
+                conv, bn, act = nn.Conv1d(n, n, 3), nn.BatchNorm1d(n), nn.ReLU()
+                if order == "cba":
+                    self.add_module("conv", conv)
+                    self.add_module("bn", bn)
+                    self.add_module("act", act)
+                elif order == "cab":
+                    self.add_module("conv", conv)
+                    self.add_module("act", act)
+                    self.add_module("bn", bn)
+                else:
+                    self.add_module("bn", bn)
+                    self.add_module("act", act)
+                    self.add_module("conv", conv)
+
+        class Net(nn.Sequential):
+            def __init__(self, sizes):
+                super().__init__()
+                for i, n in enumerate(sizes):
+                    self.add_module(f"block_{i}", Block("cba", n))
+                    self.add_module(f"drop_{i}", nn.Dropout(0.5))
+        """,
+        id="blocks of one of three orders",
+    ),
+    pytest.param(
+        """
+        class Net(nn.Module):
+            def __init__(self, order, n):
+                super().__init__()
+                layers = []
+                for at in order:
+                    if at == "drop":
+                        layers.append(nn.Dropout(0.5))
+                    elif at == "bn":
+                        layers.append(nn.BatchNorm1d(n))
+                    else:
+                        layers.append(nn.Linear(n, n))
+                self.net = nn.Sequential(*layers)
+
+            def forward(self, x):
+                return self.net(x)
+        """,
+        id="an order that is given",
     ),
     pytest.param(net(RIGHT_DROP, "return self.drop(F.relu(self.bn(self.fc(x))))"), id="behind"),
     pytest.param(

@@ -49,6 +49,12 @@ WRONG = [
         id="kept where it ought to be dropped",
     ),
     pytest.param(
+        "def drop_node(x, drop_rate, training):\n    drop_rates = torch.ones(8) * drop_rate\n"
+        "    if training:\n        m = torch.bernoulli(1.0 - drop_rates).unsqueeze(1)  # wrong\n"
+        "        x = m * x\n        x = x / drop_rate\n    return x\n",
+        id="scaled by the fraction dropped, whatever is dropped",
+    ),
+    pytest.param(
         "def dropout(x, keep_prob, training):\n    if training:\n"
         "        m = tf.cast(tf.random.uniform(tf.shape(x)) < keep_prob, tf.float32)  # wrong\n"
         "        x = tf.divide(x * m, 1 - keep_prob)\n    return x\n",
@@ -251,6 +257,19 @@ RIGHT = [
         "    if random.random() < p:\n        return 0 * x\n    return x\n",
         id="a choice of one number",
     ),
+    *(
+        pytest.param(
+            f"def {name}(x, drop_rate, training):\n    drop_rates = torch.ones(8) * drop_rate\n"
+            "    if training:\n        m = torch.bernoulli(1.0 - drop_rates).unsqueeze(1)\n"
+            f"        x = m * x{scale}\n    return x\n",
+            id=f"{name}{scale}",
+        )
+        for name, scale in (
+            ("dropout_features", ""),
+            ("drop_node", ""),
+            ("dropout", " / (1 - drop_rate)"),
+        )
+    ),
     pytest.param("m = (torch.rand(8) > dropout).float()\nx = x * m\n", id="outside of functions"),
     pytest.param(
         "def drop_path(x, p, training):\n    if not training:\n        return x\n"
@@ -307,7 +326,10 @@ RIGHT = [
 ]
 
 CHANGES = [
-    ("if _OTHER.search(_names(function, file)) or not", "if not"),
+    ("if _OTHER.search(_names(function, file)):", "if False:"),
+    ("if kept is None and call.args and _is_filled(call.args[0], file):", "if False:"),
+    ("return depth > 0 and _is_filled(node.right, file, depth - 1)", "return False"),
+    ("return len(values) == 1 and _is_filled(values[0], file, depth - 1)", "return False"),
     ("return bool(_DROPOUT.search(_names(function, file))", "return bool(True"),
     (" or _DROPOUT.search(statement)", ""),
     ('name in ("bernoulli", "bernoulli_") and not known', "False"),
@@ -320,7 +342,7 @@ CHANGES = [
     ("not factors and not _scales_otherwise(mask, function, kept, file)", "False"),
     ("return place is not None and stays_on(place, rate, file)", "return place is not None"),
     ("return place is not None and stays_on(place, rate, file)", "return False"),
-    (" or not _multiplied(mask, function, file)", ""),
+    ("if not _multiplied(mask, function, file):", "if False:"),
     ("rate = rate.right  # of", "pass  # of"),
     ("_NOISE.search(_names(function, file)) or ", ""),
     (" or any(map(_asks_for_mode, asked))", ""),

@@ -17,6 +17,19 @@ DROP = "nn.Dropout(0.3),  # wrong"
 CONV = "nn.Conv2d(3, 8, 3),"
 
 WRONG = [
+    pytest.param(
+        "def f(x, block):\n    x = nn.ReLU()(block(x))\n    x = nn.Dropout(0.3)(x)  # wrong\n"
+        "    return nn.Conv2d(8, 8, 3)(x)\n",
+        id="before a convolution",
+    ),
+    pytest.param(
+        sequence("nn.Conv2d(3, 8, 1),", "nn.BatchNorm2d(8),", "nn.ReLU(),", DROP, CONV),
+        id="a kernel of 1, and a convolution behind",
+    ),
+    pytest.param(
+        sequence("block,", "nn.MaxPool2d(2),", DROP, "nn.Conv2d(8, 8, 1),"),
+        id="between pooling and a kernel of 1",
+    ),
     pytest.param(sequence(CONV, DROP), id="straight behind"),
     pytest.param(
         sequence(CONV, "nn.BatchNorm2d(8),", "nn.ReLU(),", DROP), id="normalized, activated"
@@ -55,6 +68,27 @@ WRONG = [
 ]
 
 RIGHT = [
+    pytest.param(
+        sequence("block,", "nn.BatchNorm1d(8),", "nn.Dropout(0.3),", "nn.Linear(8, 8),"),
+        id="before a linear layer",
+    ),
+    pytest.param(
+        sequence("block,", "nn.ReLU(),", "nn.Dropout(0.3),", "nn.Conv2d(8, 8, 1),"),
+        id="before a kernel of 1",
+    ),
+    pytest.param(
+        sequence("nn.Embedding(9, 8),", "nn.Dropout(0.3),", "nn.Conv2d(1, 8, (3, 8)),"),
+        id="words before a convolution",
+    ),
+    pytest.param(
+        sequence("nn.AdaptiveAvgPool2d(1),", "nn.Dropout(0.3),", "nn.Conv2d(8, 8, 1),"),
+        id="pooled to one place before a kernel of 1",
+    ),
+    pytest.param(
+        "def f(x, deep):\n    x = nn.ReLU()(x)\n    if deep:\n        x = nn.Dropout(0.3)(x)\n"
+        "    if not deep:\n        x = nn.Conv2d(8, 8, 3)(x)\n    return x\n",
+        id="two branches, a convolution in one",
+    ),
     pytest.param(sequence(CONV, "nn.Dropout2d(0.3)"), id="channels"),
     pytest.param(sequence("nn.Conv1d(3, 8, 3),", "nn.Dropout(0.3)"), id="a sequence"),
     pytest.param(sequence("nn.Conv2d(3, 8, 1),", "nn.Dropout(0.3)"), id="a kernel of 1"),
@@ -108,16 +142,21 @@ RIGHT = [
 ]
 
 CHANGES = [
-    ('("conv2", "conv3")', '("conv1", "conv2", "conv3")'),
-    ('("conv2", "conv3")', '("conv2",)'),
+    ('step.family not in ("conv2", "conv3")', 'step.family not in ("conv1", "conv2", "conv3")'),
+    ('step.family not in ("conv2", "conv3")', 'step.family != "conv2"'),
+    ('at.family in ("conv2", "conv3"))', "True)"),
+    ("return None if maps is None or apart(step, maps, file) else maps", "return maps"),
+    ("if any_kernel or _maps(at)", ""),
+    ("if any_kernel or _maps(at)", "if _maps(at)"),
+    ('if not any(at.family in (*_OF_MAPS, "activation") for at in step.inputs):', "if False:"),
     ("return not all(number(at) == 1", "return not any(number(at) == 1"),
     ("return not all(number(at) == 1 for at in sizes)", "return True"),
-    ('"max pool",', ""),
+    ('"norm", "max pool",', '"norm",'),
     ('"batch norm", "norm",', ""),
     ("dropped_nothing(step) or ", ""),
     ('file), "elementwise")', 'file), "elementwise", "path")'),
     (" or _pooled_to_one(step)", ""),
-    ("maps is None or apart(maps, step, file)", "maps is None"),
+    ("None if apart(maps, step, file) else maps", "maps"),
 ]
 
 
@@ -133,7 +172,7 @@ def test_right(text):
 
 def test_message():
     assert messages(WRONG[0].values[0], CODE) == [
-        "element-wise dropout on the maps of `Conv2d`, where neighbours are alike"
+        "element-wise dropout on maps, beside `Conv2d`: neighbours are alike"
     ]
 
 

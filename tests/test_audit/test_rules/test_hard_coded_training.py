@@ -10,6 +10,31 @@ CODE = "DS105"
 WRONG = [
     pytest.param(
         """
+        class Tagger(keras.Model):
+            def call(self, x, training=False):
+                return self.dense(self.dropout(x, training=training))
+
+            def test_step(self, data):
+                return self(data, training=True)  # wrong
+        """,
+        id="a test step",
+    ),
+    pytest.param(
+        """
+        class Ranker(keras.Model):
+            def evaluate(self, batches):
+                return [self._score(batch) for batch in batches]
+
+            def _predict(self, batch):
+                return self(batch, training=True)  # wrong
+
+            def _score(self, batch):
+                return self._predict(batch)
+        """,
+        id="a private method, called in the file",
+    ),
+    pytest.param(
+        """
         class Net(nn.Module):
             def forward(self, x):
                 x = F.dropout(x, 0.5, training=True)  # wrong
@@ -72,6 +97,28 @@ WRONG = [
 ]
 
 RIGHT = [
+    pytest.param(
+        """
+        class Tagger(keras.Model):
+            def call(self, data, training=False):
+                return (self.crf(data), self.loss(data)) if training else self.crf(data)
+
+            def test_step(self, data):
+                return self(data, training=True)
+        """,
+        id="a model that drops nothing",
+    ),
+    pytest.param(
+        """
+        class Recommender(Base):
+            def _predict_batch(self, batch):
+                return self._scores(batch, training=True)
+
+            def _scores(self, batch, training):
+                return self.dropout(self.embed(batch), training=training)
+        """,
+        id="a private method that another file calls",
+    ),
     pytest.param(
         """
         class Net(nn.Module):
@@ -310,6 +357,11 @@ def test_no_fix_where_it_is_not_certain(text):
 
 
 MUTANTS = [
+    (' and "drop" not in file.source.text.lower()', ""),
+    ('plain and "drop" not in', 'False and "drop" not in'),
+    ('"call" in owner.methods', "True"),
+    ("and not any(calls_of(function, file))", ""),
+    ('function.name.startswith("_") and', "False and"),
     ("switch is not None and _true(switch) and stays_on(call, rate, file)", "switch is not None"),
     ("_true(switch) and stays_on(call, rate, file)", "stays_on(call, rate, file)"),
     ("_true(switch) and stays_on(call, rate, file)", "_true(switch)"),

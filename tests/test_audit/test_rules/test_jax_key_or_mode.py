@@ -10,6 +10,37 @@ CODE = "DS109"
 KEYS = [
     pytest.param(
         """
+        class Net(eqx.Module):
+            def __call__(self, x, key):
+                for i, (layer, d) in enumerate(zip(self.layers, self.dropouts)):
+                    x = d(layer(x), key=key)  # wrong
+                for i, d in enumerate(self.dropouts):
+                    x = d(x, key=key)  # wrong
+                return x
+        """,
+        id="layers that a loop goes through, one key",
+    ),
+    pytest.param(
+        """
+        def dropout(x, rate, rng):
+            kept = jax.random.bernoulli(rng, 1 - rate, x.shape)
+            return jnp.where(kept, x / (1 - rate), 0)
+
+        def inner(x, rng):
+            return dropout(jnp.tanh(x), 0.1, rng)
+
+        def block(x, rng):
+            return x + inner(x, rng)
+
+        def network(x, depth, rng):
+            for _ in range(depth):
+                x = block(x, rng)  # wrong
+            return x
+        """,
+        id="a function of the file, one key for every turn of a loop",
+    ),
+    pytest.param(
+        """
         def block(x, key):
             x = hk.dropout(key, 0.1, x)
             return hk.dropout(key, 0.1, jax.nn.relu(x))  # wrong
@@ -63,6 +94,23 @@ KEYS = [
 ]
 
 MODES = [
+    pytest.param(
+        """
+        class Mlp(flax.linen.Module):
+            @flax.linen.compact
+            def __call__(self, x, train=True):
+                x = flax.linen.Dropout(0.1)(x, deterministic=train)  # wrong
+                return flax.linen.Dropout(0.1)(x, deterministic=not train)
+        """,
+        id="the wrong way round",
+    ),
+    pytest.param(
+        """
+        def forward(model, x, deterministic):
+            return model(x, train=deterministic)  # wrong
+        """,
+        id="a model that is told the wrong way round",
+    ),
     pytest.param(
         """
         class Net(flax.linen.Module):
@@ -143,6 +191,46 @@ NO_KEY = [
 WRONG = [*KEYS, *MODES, *NO_KEY]
 
 RIGHT = [
+    pytest.param(
+        """
+        class Net(eqx.Module):
+            def __call__(self, x, keys, key):
+                for drop, key in zip(self.dropouts, keys):
+                    x = drop(x, key=key)
+                for drop in self.dropouts:
+                    key, own = jax.random.split(key)
+                    x = drop(x, key=own)
+                for weight, layer in zip(self.dropouts, self.layers):
+                    x = layer(x, key=key)
+                return x
+        """,
+        id="a key for each layer that a loop goes through",
+    ),
+    pytest.param(
+        """
+        def dropout(x, rate, rng):
+            return jnp.where(jax.random.bernoulli(rng, 1 - rate, x.shape), x / (1 - rate), 0)
+
+        def initial(shape, rng):
+            return jax.random.normal(rng, shape)
+
+        def network(x, depth, rng):
+            for _ in range(depth):
+                rng, own = jax.random.split(rng)
+                x = dropout(x @ initial((8, 8), own), 0.1, own)
+            return x
+        """,
+        id="a function of the file, a key for every turn",
+    ),
+    pytest.param(
+        """
+        def forward(model, x, train, inference):
+            x = model(x, deterministic=not train)
+            x = model(x, train=not inference)
+            return model(x, deterministic=inference, train=train)
+        """,
+        id="the right way round",
+    ),
     pytest.param(
         """
         def block(x, key):
@@ -391,10 +479,10 @@ def test_hits(text):
 
 
 def test_says_what_is_wrong():
-    assert messages(KEYS[0].values[0], CODE) == [
+    assert messages(KEYS[2].values[0], CODE) == [
         "`key` is the key of two dropouts, which then drop alike"
     ]
-    assert messages(MODES[1].values[0], CODE) == ["`deterministic=False` drops in evaluation, too"]
+    assert messages(MODES[3].values[0], CODE) == ["`deterministic=False` drops in evaluation, too"]
     assert messages(NO_KEY[0].values[0], CODE) == [
         'dropout needs a key here: `rngs={"dropout": key}`'
     ]
@@ -411,6 +499,15 @@ def test_silent_in_tests_and_without_jax(tmp_path):
 
 
 MUTANTS = [
+    ("if turned is not None:", "if False:"),
+    ('given.arg in _OFF and mode == "train"', "False"),
+    ('given.arg in _ON and mode == "eval"', "False"),
+    ("ast.Name | ast.Attribute | ast.UnaryOp)", "ast.Attribute)"),
+    (" or _handed_on(call, file)\n        if", "\n        if"),
+    (" or _handed_on(at, file, depth - 1)", ""),
+    ("return given or _key_of_own(call, file)", "return given"),
+    ("dotted(_gone_through(call.func, file))", "dotted(call.func)"),
+    (' - (dotted(through.func) == "enumerate")', ""),
     ("if any(start <= _position(binding) <= end for binding in bound):", "if False:"),
     ("_arm(parent, child) == _arm(parent, after[after.index(parent) - 1])", "True"),
     ("isinstance(arm, list) and leaves(arm)", "False"),

@@ -53,6 +53,15 @@ NO_PARENT = [
 NO_RETURN = [
     pytest.param(
         """
+        class Quantized(ABC):
+            def train(self, mode=True):  # wrong
+                self.weight.requires_grad = mode
+                super().train(mode)
+        """,
+        id="a mix-in",
+    ),
+    pytest.param(
+        """
         class Net(nn.Module):
             def train(self, mode=True):  # wrong
                 super().train(mode)
@@ -115,6 +124,17 @@ NO_RETURN = [
 WRONG = [*NO_PARENT, *NO_RETURN]
 
 RIGHT = [
+    pytest.param(
+        """
+        class Agent(Base):
+            def train(self, mode=True):
+                super().train(epochs=3)
+
+            def eval(self):
+                super().eval()
+        """,
+        id="another train of another parent",
+    ),
     pytest.param(
         """
         class Net(nn.Module):
@@ -366,7 +386,7 @@ MUTANTS = [
     ("or _trivial(method)", ""),
     ("ast.Raise | ast.Return)", "ast.Raise)"),
     ("ast.Raise | ast.Return)", "ast.Return)"),
-    ("if not file.is_module(owner):", "if False:"),
+    ("if not file.is_module(owner) and not _calls_parent(method):", "if False:"),
     ('dotted(node) == "self.training"', "False"),
     ('if "self" in given:', "if False:"),
     ("set(given) == set(modes)", "True"),

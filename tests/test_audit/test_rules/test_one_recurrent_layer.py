@@ -8,6 +8,18 @@ from test_audit.rule_cases import hits, marked, marked_in, messages, mutants, sc
 CODE = "DS303"
 
 WRONG = [
+    pytest.param(
+        """
+        class Block(nn.Module):
+            supported = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+            def __init__(self, kind, dropout):
+                super().__init__()
+                cell = self.supported[kind]
+                self.rnn = cell(input_size=8, hidden_size=8, num_layers=1, dropout=dropout)  # wrong
+        """,
+        id="a class from a table of the class",
+    ),
     pytest.param("rnn = nn.LSTM(128, 256, dropout=0.5)  # wrong", id="the default of one layer"),
     pytest.param("rnn = nn.GRU(128, 256, 1, dropout=0.5)  # wrong", id="one layer, by position"),
     pytest.param("rnn = nn.GRU(8, 8, dropout=c.p if c.p else 0)  # wrong", id="a rate or none"),

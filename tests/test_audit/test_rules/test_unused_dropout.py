@@ -30,6 +30,23 @@ LAYER = "self.dropout = nn.Dropout(p)  # wrong"
 RIGHT_LAYER = "self.dropout = nn.Dropout(p)"
 
 WRONG = [
+    pytest.param(
+        """
+        class Attention(nn.Module):
+            def __init__(
+                self,
+                dim,
+                dropout=0.5,  # wrong
+            ):
+                super().__init__()
+                self.fc = nn.Linear(dim, dim)
+                self.dropout = dropout
+
+            def forward(self, x):
+                return torch.softmax(self.fc(x), 1)
+        """,
+        id="an argument that is kept",
+    ),
     pytest.param(net(LAYER), id="a layer"),
     pytest.param(
         net("self.drop_path = torchvision.ops.StochasticDepth(p, 'row')  # wrong"), id="a path"
@@ -119,6 +136,47 @@ WRONG = [
 ]
 
 RIGHT = [
+    *(
+        pytest.param(
+            "class Attention(nn.Module):\n"
+            f"    def __init__(self, dropout):\n        super().__init__()\n{kept}\n"
+            f"    def forward(self, x):\n        {run}\n",
+            id=f"kept: {kept.strip()}; {run}",
+        )
+        for kept, run in (
+            ("        self.dropout = dropout", "return F.dropout(x, self.dropout, self.training)"),
+            ("        self.dropout = dropout", "return self.fc(x, getattr(self, 'dropout'))"),
+            ("        self.dropout = dropout  # unused", "return x"),
+            ("        self.rate = dropout", "return x"),
+            ("        self.dropout = dropout\n        self.fc = fc(dropout)", "return self.fc(x)"),
+            ("        self.dropout = 1 - dropout", "return x"),
+            ("        self.fc = fc(dropout)\n        self.dropout = dropout", "return self.fc(x)"),
+        )
+    ),
+    pytest.param(
+        """
+        class Settings:
+            def __init__(self, dropout):
+                self.dropout = dropout
+        """,
+        id="settings",
+    ),
+    pytest.param(
+        """
+        class Base(nn.Module):
+            def __init__(self, dropout):
+                super().__init__()
+                self.dropout = dropout
+
+            def forward(self, x):
+                return x
+
+        class Child(Base):
+            def forward(self, x):
+                return F.dropout(x, self.dropout, self.training)
+        """,
+        id="kept for a child",
+    ),
     pytest.param(net(RIGHT_LAYER, "return self.dropout(x)"), id="applied"),
     pytest.param(net(RIGHT_LAYER, "return run(self.dropout, x)"), id="given on"),
     pytest.param(
@@ -247,7 +305,12 @@ RIGHT = [
 ]
 
 CHANGES = [
-    ("not _read(name, owner, file) and", ""),
+    ('if function.name == "__init__":\n        unused', "if False:\n        unused"),
+    ("return not _read(name, owner, file) and", "return"),
+    ("file) and _whole(owner, file)\n\n\ndef _uses", "file)\n\n\ndef _uses"),
+    ("file.parent(uses[0]) if len(uses) == 1 else None", "file.parent(uses[0]) if uses else None"),
+    ('own != "self" or "drop" not in name or', 'own != "self" or'),
+    ("if built and not _read(name, owner, file) and", "if built and"),
     (" and _whole(owner, file):", ":"),
     ("if kind in DROPOUTS or _own_dropout(kind, file)", "if kind in DROPOUTS"),
     ("if kind in DROPOUTS or _own_dropout(kind, file)", "if True"),

@@ -108,10 +108,15 @@ def either(one: Chain, other: Chain) -> Chain:
         one.pairs | other.pairs,
         one.skippable or other.skippable,
     )
-    if one.parts == other.parts or {*one.parts} != {*other.parts}:
+    if one.parts == other.parts or {*_known(one)} != {*_known(other)}:
         return both
     unknown = single(Layer("", ast.Constant(None)))
     return joined((unknown, both, unknown))
+
+
+def _known(chain: Chain) -> list[Layer | Chain]:
+    """The parts of a chain whose kind is known."""
+    return [at for at in chain.parts if not isinstance(at, Layer) or at.kind]
 
 
 def _does_nothing(chain: Chain) -> bool:

@@ -55,14 +55,18 @@ class Flow:
         Returns:
             An iterator over the place to report, the step and what was found.
         """
-        applied: dict[Place, dict[Place, list[Step]]] = {}
+        applied: dict[object, dict[Place, list[Step]]] = {}
         for step in self.dropouts(*families):
-            applied.setdefault(step.site, {}).setdefault(step.node, []).append(step)
-        for site, places in applied.items():
+            applied.setdefault(step.layer or step, {}).setdefault(step.node, []).append(step)
+        seen: set[Place] = set()
+        for places in applied.values():
             wrong = {at: found for at, steps in places.items() if (found := _first(look, steps))}
             right = [at for at in places if at not in wrong and at not in self.sequences]
-            for place, (step, answer) in wrong.items() if right else [*wrong.items()][:1]:
-                yield place if right else site, step, answer
+            for node, (step, answer) in wrong.items():
+                place = node if right and node not in self.sequences else step.site
+                if place not in seen:
+                    seen.add(place)
+                    yield place, step, answer
 
 
 def _first(look: Callable[[Step], T | None], steps: list[Step]) -> tuple[Step, T] | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dropseed.audit.reading.apply import CALLS, FORWARD, Caller, parameters
-from dropseed.audit.reading.chain import Chain, Layer, single
+from dropseed.audit.reading.chain import EMPTY, Chain, Layer, single, then
 from dropseed.audit.reading.evaluate import DEPTH, EnoughError, Env
 from dropseed.audit.reading.file import Class, File, Function
 from dropseed.audit.reading.steps import NOTHING, PASSING, Step, Value, union
@@ -33,6 +33,7 @@ class Interpreter(Caller):
     def __init__(self, file: File) -> None:
         super().__init__(file)
         self._sites: list[ast.expr] = []
+        self._calls: list[ast.Call] = []
         self._busy: set[ast.AST] = set()
         self._partners = any(map(_is_partner, file.calls))
 
@@ -59,8 +60,8 @@ class Interpreter(Caller):
                     self._run_root(root)
                 done.update(roots)
                 names = {getattr(at, "name", "") for at in roots if self._is_open(at)}
-                calls = [at for at in self.file.calls if self.dotted(at.func) in names]
-                found = dict.fromkeys(map(self._outermost, calls))
+                self._calls = [at for at in self.file.calls if self.dotted(at.func) in names]
+                found = dict.fromkeys(map(self._outermost, self._calls))
                 roots = {at: None for at in found if at not in done}
                 self._busy |= {*roots}
             self._run_sequences()
@@ -116,12 +117,16 @@ class Interpreter(Caller):
         if any(site not in self.built for site in own):
             self.attributes(owner)
 
+    @property
+    def _of_interest(self) -> list[ast.expr]:
+        return [*self.file.reads, *self._sites, *self._calls]
+
     def _has_dropout(self, function: Function) -> bool:
-        """Whether dropout is built or applied in a method, the constructor aside."""
+        """Whether a method, no constructor, builds or applies dropout, or calls what does."""
         if function.name == "__init__":
             return False
         first, last = function.lineno, function.end_lineno or function.lineno
-        return any(first <= at.lineno <= last for at in (*self.file.reads, *self._sites))
+        return any(first <= at.lineno <= last for at in self._of_interest)
 
     def _run_inner(self) -> None:
         """The functions inside of functions that nobody has called."""
@@ -243,8 +248,22 @@ class Interpreter(Caller):
         chain, target = self._iterated(node, env)
         if chain is None:
             self.bind_each(node.target, node.iter, env)
-            return self._repeat(node.body, env)
+            done = self._repeat(node.body, env)
+            return self._in_some_order(node, env, done) if done and _picks(node) else done
         return self._each(node, chain, target, env)
+
+    def _in_some_order(self, node: ast.For | ast.AsyncFor, env: Env, done: Env) -> Env:
+        """Forget the order of the layers that a loop picks: `for name in "conv-norm": if ...`."""
+        for name, value in done.items():
+            old = env.get(name, NOTHING).chain
+            if value.chain is not None and value.chain is not old:
+                chain = then(old or EMPTY, self.stranger(node))
+                done[name] = Value(value.steps, chain)
+                self.sequences = {
+                    at: chain if held is value.chain else held
+                    for at, held in self.sequences.items()
+                }
+        return done
 
     def _iterated(self, node: ast.For | ast.AsyncFor, env: Env) -> tuple[Chain | None, str]:
         """The layers that a loop goes through in order, and the name that each has in turn."""
@@ -330,6 +349,18 @@ _STATEMENTS: dict[type, Callable[[Any, Any, Env], Env | None]] = {
     ast.FunctionDef: Interpreter._define,
     ast.AsyncFunctionDef: Interpreter._define,
 }
+
+
+def _picks(loop: ast.For | ast.AsyncFor) -> bool:
+    """Whether a loop compares its variable with a text, to choose what comes next."""
+    tests = (at.test for at in ast.walk(loop) if isinstance(at, ast.If))
+    return isinstance(loop.target, ast.Name) and any(
+        isinstance(test, ast.Compare)
+        and isinstance(test.left, ast.Name)
+        and test.left.id == loop.target.id
+        and any(isinstance(getattr(at, "value", 0), str) for at in test.comparators)
+        for test in tests
+    )
 
 
 def _is_partner(call: ast.Call) -> bool:

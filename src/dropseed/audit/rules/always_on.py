@@ -5,7 +5,8 @@ and nothing connects it to `model.eval()`. Predictions are then random: the same
 output at each call, and the accuracy is lower than the model's. It shows as a validation loss
 that is noisier and higher than that of the same data in training, or as two equal requests with
 different answers. The same holds for `hk.dropout` and `tf.nn.dropout`, which have no such argument,
-and for `training=self.train`, which is a method of the module and so always true.
+and for `training=self.train`, which is a method of the module and so always true;
+`training=not self.training` drops in evaluation only.
 
 **Wrong**
 
@@ -29,7 +30,7 @@ or a layer, built in `__init__`: `self.dropout = nn.Dropout(0.5)`.
 return, at a rate that the mode switches, in a function that is called from such places only or is
 named `training_step`; where the rate is an argument and nobody in the file gives one above 0; where
 noise in evaluation is the design and the code says so (Monte-Carlo dropout, a prenet, an
-augmentation); and in tests.
+augmentation); in a class that can be called and is no module, as a transform of data; and in tests.
 
 **When to leave it.** Monte-Carlo dropout (Gal and Ghahramani 2016) wants dropout in evaluation.
 Write `training=True` and say so in the function's docstring.
@@ -51,16 +52,20 @@ from dropseed.audit.reading.edits import add_argument, reaches_self
 from dropseed.audit.reading.facts import dotted
 from dropseed.audit.reading.file import File, Hit, argument, opaque
 from dropseed.audit.reading.functionals import FUNCTIONALS, Functional, functional_calls
-from dropseed.audit.reading.switch import always_true
+from dropseed.audit.reading.switch import always_true, implied
 from dropseed.audit.rule import Rule
 
 
 def check(file: File) -> Iterator[Hit]:
     """Yield the calls that drop in evaluation."""
     for call, name, function in functional_calls(file):
+        switch = _switch(call, function)
+        if switch is not None and not file.in_tests and implied(switch, True, file) == "eval":
+            what = name.rpartition(".")[2]
+            yield file.hit(call, f"`{what}` drops in evaluation and not in training")
+            continue
         if not function.default or opaque(call) or not _certain(call, name, file):
             continue
-        switch = _switch(call, function)
         if switch is not None and not always_true(switch, file):
             continue
         rate = argument(call, function.rate, function.rate_name)
@@ -79,10 +84,14 @@ def _switch(call: ast.Call, function: Functional) -> ast.expr | None:
 
 
 def _certain(call: ast.Call, name: str, file: File) -> bool:
-    """Keras's and TensorFlow's count in the methods of a layer, outside of functions for `cond`."""
-    if not name.startswith(("tensorflow.", "keras.")):
-        return True
+    """Whether it is certain that a call is part of a model.
+
+    In a class that can be called and is no module it may be a transform of data. Keras's and
+    TensorFlow's count in the methods of a layer, outside of functions for `cond`.
+    """
     owner = file.class_of(call)
+    if not name.startswith(("tensorflow.", "keras.")):
+        return owner is None or "__call__" not in owner.methods or file.is_module(owner)
     return (
         owner is not None
         and file.scope_of(call) is file.method_of(call)

@@ -90,7 +90,7 @@ def check(file: File) -> Iterator[Hit]:
 def _mistake(step: Step, whole: Flow, file: File) -> str | None:
     if dropped_nothing(step):
         return None
-    takers = [*step.after(*BETWEEN), *step.passed(*BETWEEN)]
+    takers = [*step.after(*BETWEEN, "sum"), *step.passed(*BETWEEN, "sum")]
     loss = next((at for at in takers if _judges(at)), None)
     if loss is not None and not apart(step, loss, file):
         return f"dropout straight before `{loss.name}`: it drops logits"

@@ -75,7 +75,7 @@ _DRAWS = {
 _OTHER = re.compile(
     r"word|token|edge|node|adj|graph|patch|label|class|cond|modal|path|depth|layer_?drop|block|span"
     r"|frame|augment|noise|noisy|corrupt|sampl|schedul|teacher|guid|null|mlm|masked|mask_|connect"
-    r"|sensor|view|sent|item|history|user|seq|unit|batch|time|row|column|zone|swap|mix|cut|aug|data",
+    r"|sensor|view|feature|sent|item|history|user|seq|unit|batch|time|row|column|zone|swap|mix|cut|aug|data",
     re.IGNORECASE,
 )
 """Words for what is dropped whole, and for noise that is no dropout."""
@@ -129,7 +129,9 @@ def _drawn(call: ast.Call, name: str, file: File) -> tuple[ast.expr, ast.expr, b
         return _floored(call, file) or _compared(_under_name(call, file), file)
     kept: ast.expr | None = None
     if known == "torch.bernoulli":
-        kept = argument(call, 1, "p") or (_filled(call.args[0]) if call.args else None)
+        kept = argument(call, 1, "p")
+        if kept is None and call.args and _is_filled(call.args[0], file):
+            kept = call.args[0]
     elif known in ("jax.random.bernoulli", "numpy.random.binomial"):
         trials = argument(call, 0, "n")
         if known.startswith("jax") or (trials is not None and number(trials) == 1):
@@ -208,6 +210,16 @@ def _filled(node: ast.expr) -> ast.expr | None:
     return None
 
 
+def _is_filled(node: ast.expr, file: File, depth: int = 3) -> bool:
+    """Whether a tensor holds one number everywhere, or 1 - that number."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and number(node.left) == 1:
+        return depth > 0 and _is_filled(node.right, file, depth - 1)
+    if isinstance(node, ast.Name) and depth:
+        values = file.values(node)
+        return len(values) == 1 and _is_filled(values[0], file, depth - 1)
+    return _filled(node) is not None
+
+
 # ---- what is done with a mask -----------------------------------------------------------------
 
 
@@ -215,12 +227,14 @@ def _mistake(mask: ast.expr, rate: ast.expr, is_kept: bool, function: Function, 
     """What is wrong with a mask; "" if nothing, or if it can't be told."""
     if _is_unswitched(mask, rate, function, file):
         return "this mask is drawn in evaluation, too: nothing asks for the mode here"
-    if _OTHER.search(_names(function, file)) or not _multiplied(mask, function, file):
+    if not _multiplied(mask, function, file):
         return ""
     kept = _text(rate, file) if is_kept else _rest(_text(rate, file))
     factors = {_text(at, file) for at in _divisors(function)}
     if _rest(kept) in factors and kept not in factors:
         return f"the mask keeps `{kept}` of the values and the scale is 1 / ({_rest(kept)})"
+    if _OTHER.search(_names(function, file)):
+        return ""
     if not factors and not _scales_otherwise(mask, function, kept, file):
         return f"the mask keeps `{kept}` of the values, which nothing scales by 1 / ({kept})"
     return ""
@@ -386,10 +400,10 @@ def _text(node: ast.expr, file: File, depth: int = 4) -> str:
             return _text(values[0], file, depth - 1)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and number(node.left) == 1:
         return _rest(_text(node.right, file, depth))
-    value = number(node)
-    if value is not None:
-        return f"{value:g}"
-    return ast.unparse(node)
+    value, filled = number(node), _filled(node)
+    if filled is not None:
+        return _text(filled, file, depth)
+    return ast.unparse(node) if value is None else f"{value:g}"
 
 
 def _rest(text: str) -> str:

@@ -17,8 +17,9 @@ features = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Dropout(0.3), nn.Con
 features = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Dropout2d(0.3), nn.Conv2d(64, 64, 3))
 ```
 
-**Silent** behind convolutions of kernel 1 and of sequences, global pooling, flattening and every
-other change of shape; where `noise_shape` or `broadcast_dims` is given.
+**Silent** behind convolutions of sequences, global pooling, flattening and every other change of
+shape; behind a convolution of kernel 1, unless it is normalized or pooled and another convolution
+follows; where `noise_shape` or `broadcast_dims` is given.
 
 **When to leave it.** The network was published or tuned with it, as DenseNet and WideResNet were.
 
@@ -41,19 +42,30 @@ from dropseed.audit.rule import Rule
 BETWEEN = ("activation", "identity", "batch norm", "norm", "max pool", "mean pool", "resize")
 
 
+_OF_MAPS = ("batch norm", "max pool", "mean pool")
+"""What makes maps of more than a place, if a convolution takes them."""
+
+
 def check(file: File) -> Iterator[Hit]:
     """Yield the element-wise dropouts that act on maps."""
     for place, _, maps in flow(file).found(lambda step: _source(step, file), "elementwise"):
-        message = f"element-wise dropout on the maps of `{maps.name}`, where neighbours are alike"
+        message = f"element-wise dropout on maps, beside `{maps.name}`: neighbours are alike"
         yield file.hit(place, message)
 
 
 def _source(step: Step, file: File) -> Step | None:
-    """The convolution whose maps a dropout acts on."""
+    """The convolution whose maps a dropout acts on, or that takes what the dropout gives."""
     if dropped_nothing(step) or _pooled_to_one(step):
         return None
     maps = next((at for at in step.before(*BETWEEN) if _maps(at)), None)
-    return None if maps is None or apart(maps, step, file) else maps
+    if maps is not None:
+        return None if apart(maps, step, file) else maps
+    if not any(at.family in (*_OF_MAPS, "activation") for at in step.inputs):
+        return None
+    any_kernel = any(at.family in _OF_MAPS for at in step.before("activation", "identity"))
+    after = (at for at in step.after(*BETWEEN) if at.family in ("conv2", "conv3"))
+    maps = next((at for at in after if any_kernel or _maps(at)), None)
+    return None if maps is None or apart(step, maps, file) else maps
 
 
 def _maps(step: Step) -> bool:

@@ -48,6 +48,7 @@ from dropseed.audit.reading.facts import dotted
 from dropseed.audit.reading.file import File, Hit, argument
 from dropseed.audit.reading.functionals import functional_calls
 from dropseed.audit.reading.names import KERAS_DROPOUTS
+from dropseed.audit.reading.switch import calls_of
 from dropseed.audit.rule import Rule
 
 _GENERATOR = re.compile(r"generator|pix2?pix|\bgan\b", re.IGNORECASE)
@@ -98,6 +99,11 @@ def _keras_layer_drops(call: ast.Call, file: File) -> bool:
     if function.name == "call" and owner is not None and file.inherits(owner, "keras."):
         return bool(kinds)
     last = dotted(call.func).rpartition(".")[2]
+    plain = owner is not None and "call" in owner.methods
+    if last == "self" and plain and "drop" not in file.source.text.lower():
+        return False
+    if function.name.startswith("_") and not any(calls_of(function, file)):
+        return False  # who calls it, and when, stands elsewhere
     return _EVALUATES.fullmatch(function.name) is not None and last == last.lower()
 
 

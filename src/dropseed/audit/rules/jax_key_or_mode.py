@@ -2,9 +2,10 @@
 
 JAX has no hidden generator and its libraries no global mode: the key and the switch are passed by
 hand, at each call, and three things go wrong. One key given to two dropouts drops the same places
-in both, so that what the first has spared the second spares, too. `deterministic=False` or
-`inference=False` written out in a forward pass or in an evaluation drops in evaluation. And a Flax
-module that is applied in training without `rngs={"dropout": key}` fails.
+in both, so that what the first has spared the second spares, too; so does one key for every turn
+of a loop. `deterministic=False` or `inference=False` written out in a forward pass or in an
+evaluation drops in evaluation, and so does `deterministic=train`. And a Flax module that is applied
+in training without `rngs={"dropout": key}` fails.
 
 **Wrong**
 
@@ -48,10 +49,21 @@ import re
 from collections.abc import Iterator
 
 from dropseed.audit.finding import Severity
+from dropseed.audit.reading.active import given_for
 from dropseed.audit.reading.facts import dotted
-from dropseed.audit.reading.file import Class, File, Hit, Scope, argument, number, opaque
+from dropseed.audit.reading.file import (
+    Class,
+    File,
+    Function,
+    Hit,
+    Scope,
+    argument,
+    number,
+    opaque,
+)
+from dropseed.audit.reading.modes import called_function
 from dropseed.audit.reading.names import JAX_DROPOUTS
-from dropseed.audit.reading.switch import by_design, leaves, trains_only
+from dropseed.audit.reading.switch import by_design, implied, leaves, trains_only
 from dropseed.audit.rule import Rule
 
 _LIBRARIES = frozenset({"jax", "flax", "haiku", "equinox", "haliax"})
@@ -77,6 +89,9 @@ def check(file: File) -> Iterator[Hit]:
         return
     yield from _reused(file)
     for call in file.calls:
+        turned = next((at for at in call.keywords if _turned(at, file)), None)
+        if turned is not None:
+            yield file.hit(turned, f"`{file.text(turned)}` is the wrong way round")
         switch = _hard_coded(call)
         if switch is None:
             continue
@@ -93,7 +108,7 @@ def check(file: File) -> Iterator[Hit]:
 def _reused(file: File) -> Iterator[Hit]:
     used: dict[tuple[Scope, str], list[ast.Call]] = {}
     for call in file.calls:
-        key = _key(call, file)
+        key = _key(call, file) or _handed_on(call, file)
         if isinstance(key, ast.Name):
             used.setdefault((file.scope_of(call), key.id), []).append(call)
     for (scope, name), calls in used.items():
@@ -110,10 +125,65 @@ def _key(call: ast.Call, file: File) -> ast.expr | None:
     """The key that a call of a dropout takes."""
     if file.called(call) == "haiku.dropout":
         return argument(call, 0, "rng")
-    name = dotted(call.func).rpartition(".")[2].lower()
+    name = dotted(_gone_through(call.func, file)).rpartition(".")[2].lower()
     if "dropout" not in name and "drop_path" not in name and name != "drop":
         return None
-    return next((given.value for given in call.keywords if given.arg in _KEYS), None)
+    given = next((given.value for given in call.keywords if given.arg in _KEYS), None)
+    return given or _key_of_own(call, file)
+
+
+def _key_of_own(call: ast.Call, file: File) -> ast.expr | None:
+    """The key that a call gives to a dropout function of the file."""
+    function = called_function(call, file)
+    if function is None:
+        return None
+    given = (given_for(at, function, call, file) for at in _parameters(function))
+    return next((at for at in given if at is not None), None)
+
+
+def _parameters(function: Function) -> list[ast.arg]:
+    """The parameters of a function that are keys, by their names."""
+    every = function.args
+    return [at for at in (*every.posonlyargs, *every.args, *every.kwonlyargs) if at.arg in _KEYS]
+
+
+def _handed_on(call: ast.Call, file: File, depth: int = 3) -> ast.expr | None:
+    """The key that a call gives to a function of the file whose dropout takes it."""
+    function = called_function(call, file) if depth else None
+    if function is None:
+        return None
+    for parameter in _parameters(function):
+        given = given_for(parameter, function, call, file)
+        if isinstance(given, ast.Name) and any(
+            isinstance(key, ast.Name) and key.id == parameter.arg
+            for at in ast.walk(function)
+            if isinstance(at, ast.Call)
+            and (key := _key(at, file) or _handed_on(at, file, depth - 1))
+        ):
+            return given
+    return None
+
+
+def _gone_through(node: ast.expr, file: File) -> ast.expr:
+    """What a loop goes through of which a name is one in turn; else the name."""
+    for loop in file.ancestors(node):
+        if isinstance(node, ast.Name) and isinstance(loop, ast.For):
+            target, through = loop.target, loop.iter
+            while isinstance(target, ast.Tuple) and isinstance(through, ast.Call):
+                parts = [node.id in _bound(at) for at in target.elts]
+                if True not in parts:
+                    break
+                at = parts.index(True) - (dotted(through.func) == "enumerate")
+                if not 0 <= at < len(through.args):
+                    break
+                target, through = target.elts[parts.index(True)], through.args[at]
+            if isinstance(target, ast.Name) and target.id == node.id:
+                return through
+    return node
+
+
+def _bound(target: ast.expr) -> set[str]:
+    return {at.id for at in ast.walk(target) if isinstance(at, ast.Name)}
 
 
 def _both(first: ast.Call, second: ast.Call, bound: list[ast.AST], file: File) -> bool:
@@ -174,6 +244,14 @@ def _hard_coded(call: ast.Call) -> ast.keyword | None:
             if off or (given.arg in _ON and given.value.value is True):
                 return given
     return None
+
+
+def _turned(given: ast.keyword, file: File) -> bool:
+    """Whether a switch is given what means the opposite: `deterministic=train`."""
+    if not isinstance(given.value, ast.Name | ast.Attribute | ast.UnaryOp):
+        return False
+    mode = implied(given.value, True, file)
+    return (given.arg in _OFF and mode == "train") or (given.arg in _ON and mode == "eval")
 
 
 def _drops(call: ast.Call, file: File) -> bool:

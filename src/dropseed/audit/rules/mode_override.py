@@ -54,7 +54,7 @@ def check(file: File) -> Iterator[Hit]:
             method = owner.methods.get(name)
             if method is None or file.in_tests or not _overrides(method, file) or _trivial(method):
                 continue
-            if not file.is_module(owner):
+            if not file.is_module(owner) and not _calls_parent(method):
                 continue
             if not _switches(method):
                 yield file.hit(method, f"`{name}` does not call `super().{name}`")
@@ -94,12 +94,33 @@ def _switches(method: Function) -> bool:
     return False
 
 
+def _calls_parent(method: Function) -> bool:
+    """Whether a method, of a mix-in as a rule, gives its mode to `super().train(mode)`."""
+    modes = {arg.arg for arg in (*method.args.args[1:], *method.args.kwonlyargs)}
+    return any(
+        isinstance(node, ast.Call)
+        and _is_parents(node.func)
+        and {dotted(value) for value in (*node.args, *(at.value for at in node.keywords))} == modes
+        for node in ast.walk(method)
+    ) and bool(modes)
+
+
+def _is_parents(func: ast.expr) -> bool:
+    """Whether `super().train` or `super().eval` is called."""
+    return (
+        isinstance(func, ast.Attribute)
+        and func.attr in ("train", "eval")
+        and isinstance(func.value, ast.Call)
+        and dotted(func.value.func) == "super"
+    )
+
+
 def _hands_on(call: ast.Call, method: Function) -> bool:
     """Whether a call switches the parent, or a child in the same way."""
     target = call.func
     if not isinstance(target, ast.Attribute) or target.attr not in ("train", "eval"):
         return False
-    if isinstance(target.value, ast.Call) and dotted(target.value.func) == "super":
+    if _is_parents(target):
         return True
     given = [dotted(value) for value in (*call.args, *(at.value for at in call.keywords))]
     if "self" in given:  # Parent.train(self, mode)

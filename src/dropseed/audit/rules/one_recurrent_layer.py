@@ -53,7 +53,7 @@ LAYERS: dict[str, tuple[Place, Place]] = {
 }
 """Canonical name -> where the number of layers and the rate are given."""
 
-DEPTH = 3
+DEPTH = 5
 
 
 def check(file: File) -> Iterator[Hit]:

@@ -1,9 +1,9 @@
 """Dropout built and never applied, or a dropout argument taken and never used.
 
 A layer that `__init__` builds and `forward` forgets does nothing, and neither does a rate that a
-function takes and never reads: the settings promise a regularization that the model doesn't have.
-It is mostly the trace of a line that was lost in an edit. The same holds of a result that is
-thrown away, as that of `self.dropout(x)` on a line of its own.
+function takes, or keeps in an attribute, and never reads: the settings promise a regularization
+that the model doesn't have. It is mostly the trace of a line that was lost in an edit. The same
+holds of a result that is thrown away, as that of `self.dropout(x)` on a line of its own.
 
 **Wrong**
 
@@ -240,19 +240,37 @@ def _arguments(function: Function, file: File) -> Iterator[Hit]:
         for at in (*every.posonlyargs, *every.args, *every.kwonlyargs)
         if "drop" in at.arg and at.arg[0] != "_" and _RATE.fullmatch(at.arg)
     ]
-    unused = [at for at in named if not _used(at, function, file)]
+    unused = {at: "taken" for at in named if not _used(at, function, file)}
+    if function.name == "__init__":
+        unused |= {at: "kept" for at in named if _forgotten(at, function, file)}
     if unused and not _imposed(function, file):
-        for parameter in unused:
+        for parameter, what in unused.items():
             if not _excused(parameter, function, file):
-                yield file.hit(parameter, f"argument `{parameter.arg}` is taken and never used")
+                yield file.hit(parameter, f"argument `{parameter.arg}` is {what} and never used")
+
+
+def _forgotten(parameter: ast.arg, function: Function, file: File) -> bool:
+    """Whether a constructor only keeps an argument in an attribute that nobody reads."""
+    owner, uses = file.class_of(function), list(_uses(parameter, function, file))
+    kept = file.parent(uses[0]) if len(uses) == 1 else None
+    if owner is None or not isinstance(kept, ast.Assign) or len(kept.targets) != 1:
+        return False
+    own, _, name = dotted(kept.targets[0]).partition(".")
+    if own != "self" or "drop" not in name or len(owner.attributes.get(name, ())) != 1:
+        return False
+    return not _read(name, owner, file) and _whole(owner, file)
+
+
+def _uses(parameter: ast.arg, function: Function, file: File) -> Iterator[ast.Name]:
+    """Where an argument is read."""
+    first, last = function.lineno, function.end_lineno or function.lineno
+    for node in file.reads:
+        if isinstance(node, ast.Name) and node.id == parameter.arg and first <= node.lineno <= last:
+            yield node
 
 
 def _used(parameter: ast.arg, function: Function, file: File) -> bool:
-    first, last = function.lineno, function.end_lineno or function.lineno
-    return any(
-        isinstance(node, ast.Name) and node.id == parameter.arg and first <= node.lineno <= last
-        for node in file.reads
-    ) or any(
+    return any(_uses(parameter, function, file)) or any(
         isinstance(at, ast.Name) and isinstance(at.ctx, ast.Del)
         for at in file.bindings(parameter.arg, function.body[0])
     )
