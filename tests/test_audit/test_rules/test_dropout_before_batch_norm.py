@@ -33,6 +33,32 @@ RIGHT_DROP = "self.drop = nn.Dropout(p)"
 WRONG = [
     pytest.param(
         """
+        class Block(nn.Module):
+            def __init__(self, n, norm=nn.BatchNorm2d, dropout=nn.Dropout2d):
+                super().__init__()
+                self.conv = nn.Conv2d(n, n, 3)
+                self.norm, self.drop = norm(n), dropout(0.5)  # wrong
+
+            def forward(self, x):
+                return self.norm(self.drop(self.conv(x)))
+        """,
+        id="classes that are arguments, by their defaults",
+    ),
+    pytest.param(
+        """
+        class Block(nn.Module):
+            def __init__(self, n, normalization_layer):
+                super().__init__()
+                self.conv, self.drop = nn.Conv2d(n, n, 3), nn.Dropout2d(0.5)  # wrong
+                self.bn1 = normalization_layer(n)
+
+            def forward(self, x):
+                return self.bn1(self.drop(self.conv(x)))
+        """,
+        id="a class that is an argument, by the layer's name",
+    ),
+    pytest.param(
+        """
         def mlp(sizes, rate, norm):
             parts = []
             for size in sizes:
@@ -191,6 +217,49 @@ WRONG = [
 ]
 
 RIGHT = [
+    pytest.param(
+        """
+        class Block(nn.Module):
+            def __init__(self, n, norm, make=nn.LayerNorm):
+                super().__init__()
+                self.conv, self.drop = nn.Conv2d(n, n, 3), nn.Dropout2d(0.5)
+                self.norm, self.first = norm(n), make(n)
+                self.bn = project.norm(n)
+                table = self.table(n)
+                self.bn1 = table(n)
+                norm = norm or table
+                self.bn2 = norm(n)
+
+            def forward(self, x):
+                x = self.norm(self.drop(x)) + self.first(self.drop(x)) + self.bn(self.drop(x))
+                return self.bn1(self.drop(x)) + self.bn2(self.drop(x))
+        """,
+        id="classes that are arguments and may be anything",
+    ),
+    pytest.param(
+        """
+        class Layer(nn.Module):
+            def __init__(self, n):
+                super().__init__()
+                self.bn, self.drop = nn.BatchNorm1d(n), nn.Dropout(0.5)
+
+            def forward(self, graph, x):
+                graph.ndata["h"] = x
+                graph.update_all(self.message, self.reduce)
+                return self.drop(F.relu(self.bn(graph.ndata["h"])))
+
+        class Net(nn.Module):
+            def __init__(self, n):
+                super().__init__()
+                self.layers = nn.ModuleList([Layer(n) for _ in range(3)])
+
+            def forward(self, graph, x):
+                for layer in self.layers:
+                    x = layer(graph, x)
+                return x
+        """,
+        id="what a graph holds is changed between",
+    ),
     pytest.param(
         """
         def block(n, p, bn, linear_first):
@@ -465,6 +534,10 @@ RIGHT = [
 ]
 
 CHANGES = [
+    (" and not _is_named(step, file)", ""),
+    (" or not _NAMED.fullmatch(func.attr)", ""),
+    (" and _is_given(at.func, file)", ""),
+    ("return all(isinstance(at, ast.arg) for", "return any(isinstance(at, ast.arg) or at for"),
     ('step.family != "batch norm"', 'step.family != "norm"'),
     ("tracked.value is False", "tracked.value is None"),
     ('BETWEEN = ("activation", "identity", "reshape", "index")', 'BETWEEN = ("identity",)'),

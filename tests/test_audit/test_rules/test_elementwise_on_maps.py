@@ -18,6 +18,40 @@ CONV = "nn.Conv2d(3, 8, 3),"
 
 WRONG = [
     pytest.param(
+        """
+        def f(x):
+            x = layers.Conv2DTranspose(8, 3)(x)
+            return layers.Dropout(0.1)(x)  # wrong
+        """,
+        id="Keras, upwards",
+    ),
+    pytest.param(
+        """
+        from project import Normalize, nonlinearity
+
+        class Block(nn.Module):
+            def __init__(self, n):
+                super().__init__()
+                self.norm, self.dropout = Normalize(n), nn.Dropout(0.1)  # wrong
+                self.conv = nn.Conv2d(n, n, 3)
+
+            def forward(self, x):
+                return self.conv(self.dropout(nonlinearity(self.norm(x))))
+        """,
+        id="a function of the project that activates",
+    ),
+    pytest.param(
+        """
+        from project import DepthwiseConv2d
+
+        nn.Sequential(
+            DepthwiseConv2d(8, 8, 3),
+            nn.Dropout(0.1),  # wrong
+        )
+        """,
+        id="a convolution of the project",
+    ),
+    pytest.param(
         "def f(x, block):\n    x = nn.ReLU()(block(x))\n    x = nn.Dropout(0.3)(x)  # wrong\n"
         "    return nn.Conv2d(8, 8, 3)(x)\n",
         id="before a convolution",
@@ -68,6 +102,10 @@ WRONG = [
 ]
 
 RIGHT = [
+    pytest.param(
+        "def f(x, embed):\n    x = embed(x)\n    return nn.Conv2d(1, 8, 3)(nn.Dropout(0.3)(x))\n",
+        id="an unknown function before",
+    ),
     pytest.param(
         sequence("block,", "nn.BatchNorm1d(8),", "nn.Dropout(0.3),", "nn.Linear(8, 8),"),
         id="before a linear layer",
@@ -142,13 +180,18 @@ RIGHT = [
 ]
 
 CHANGES = [
-    ('step.family not in ("conv2", "conv3")', 'step.family not in ("conv1", "conv2", "conv3")'),
-    ('step.family not in ("conv2", "conv3")', 'step.family != "conv2"'),
-    ('at.family in ("conv2", "conv3"))', "True)"),
+    ('step.family in ("conv2", "conv3") or', 'step.family in ("conv1", "conv2", "conv3") or'),
+    ('step.family in ("conv2", "conv3") or', ""),
+    (" or bool(_CONVOLUTION.search(step.name))", ""),
+    ("if _convolves(at))", ")"),
+    (" or _activates(at) for", " for"),
     ("return None if maps is None or apart(step, maps, file) else maps", "return maps"),
     ("if any_kernel or _maps(at)", ""),
     ("if any_kernel or _maps(at)", "if _maps(at)"),
-    ('if not any(at.family in (*_OF_MAPS, "activation") for at in step.inputs):', "if False:"),
+    (
+        'if not any(at.family in (*_OF_MAPS, "activation") or _activates(at) for',
+        "if not any(at for",
+    ),
     ("return not all(number(at) == 1", "return not any(number(at) == 1"),
     ("return not all(number(at) == 1 for at in sizes)", "return True"),
     ('"norm", "max pool",', '"norm",'),

@@ -10,6 +10,30 @@ CODE = "DS109"
 KEYS = [
     pytest.param(
         """
+        def scaled(x, rng):
+            return drop(x, 0.1, rng) + drop_path(x, 0.1, rng)  # wrong
+
+        def drop(x, rate, rng):
+            return x * (rate < jax.random.uniform(rng, x.shape)) / (1 - rate)
+
+        def drop_path(x, rate, rng):
+            return x * (rate < jax.random.uniform(rng)) / (1 - rate)
+        """,
+        id="functions of the file, one key twice",
+    ),
+    pytest.param(
+        """
+        class Dropout(hk.Module):
+            def __call__(self, rng, parts):
+                noises = []
+                for part in parts:
+                    noises.append(jax.random.bernoulli(rng, 0.5, part.shape))  # wrong
+                return noises
+        """,
+        id="masks by hand, one key for every turn of a loop",
+    ),
+    pytest.param(
+        """
         class Net(eqx.Module):
             def __call__(self, x, key):
                 for i, (layer, d) in enumerate(zip(self.layers, self.dropouts)):
@@ -191,6 +215,13 @@ NO_KEY = [
 WRONG = [*KEYS, *MODES, *NO_KEY]
 
 RIGHT = [
+    pytest.param(
+        """
+        def sample(rng, parts):
+            return [jax.random.bernoulli(rng, p) for p in parts] + jax.random.bernoulli(rng, 0.5)
+        """,
+        id="draws that drop nothing",
+    ),
     pytest.param(
         """
         class Net(eqx.Module):
@@ -479,7 +510,7 @@ def test_hits(text):
 
 
 def test_says_what_is_wrong():
-    assert messages(KEYS[2].values[0], CODE) == [
+    assert messages(KEYS[4].values[0], CODE) == [
         "`key` is the key of two dropouts, which then drop alike"
     ]
     assert messages(MODES[3].values[0], CODE) == ["`deterministic=False` drops in evaluation, too"]
@@ -506,6 +537,8 @@ MUTANTS = [
     (" or _handed_on(call, file)\n        if", "\n        if"),
     (" or _handed_on(at, file, depth - 1)", ""),
     ("return given or _key_of_own(call, file)", "return given"),
+    ('if file.called(call) == "jax.random.bernoulli":', "if False:"),
+    ('return argument(call, 0, "key") if dropped else None', 'return argument(call, 0, "key")'),
     ("dotted(_gone_through(call.func, file))", "dotted(call.func)"),
     (' - (dotted(through.func) == "enumerate")', ""),
     ("if any(start <= _position(binding) <= end for binding in bound):", "if False:"),

@@ -10,6 +10,16 @@ CODE = "DS302"
 WRONG = [
     pytest.param(
         """
+        def build(self, params):
+            self.gate = MLP(1, dropout_rate=params["out_dropout_keep_prob"])  # wrong
+            project.encoder(drop_prob=self.keep_prob)  # wrong
+            project.encoder(drop_rate=1 - self.dropout_rate)  # wrong
+            return flax.linen.SelfAttention(4, dropout_rate=params["keep_prob"])  # wrong
+        """,
+        id="arguments named so, of anything",
+    ),
+    pytest.param(
+        """
         class Net(nn.Module):
             def __init__(self, keep_prob=0.9):
                 super().__init__()
@@ -67,6 +77,14 @@ WRONG = [
 ]
 
 RIGHT = [
+    pytest.param(
+        """
+        def build(self, params):
+            self.gate = MLP(1, dropout_keep_prob=params["keep_prob"], rate=params["keep_prob"])
+            return project.encoder(drop_prob=1 - self.keep_prob, dropout_rate=self.dropout)
+        """,
+        id="arguments of anything, named as what they are",
+    ),
     pytest.param("drop = nn.Dropout(1 - keep_prob)", id="the complement"),
     pytest.param("drop = nn.Dropout(1.0 - self.survival_prob)", id="the complement of survival"),
     pytest.param("drop = nn.Dropout(drop_prob)", id="the fraction dropped"),
@@ -138,6 +156,9 @@ def test_tests_may_do_so(tmp_path):
 
 
 MUTANTS = [
+    (", *_named(file))", ",)"),
+    (" and _DROPPED.fullmatch(name)", ""),
+    (" and file.called(call) not in PLACES", ""),
     ("(?:keep(?:ing)?|retain", "(?:retain"),
     ("|surviv(?:al|e|or)", ""),
     ("isinstance(rate.op, ast.Sub)", "True"),

@@ -6,14 +6,13 @@ import ast
 from enum import Enum
 
 from dropseed.audit.reading.facts import dotted
-from dropseed.audit.reading.file import File, Function, argument, number, opaque
+from dropseed.audit.reading.file import File, Function, argument, default_of, number, opaque
 from dropseed.audit.reading.switch import (
     DEPTH,
     MANY,
     asked_at,
     by_design,
     calls_of,
-    default_of,
     switched,
     trains_only,
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dropseed.audit.reading.chain import EMPTY, Chain, Layer, joined, single, then
 from dropseed.audit.reading.conditions import harmless, held
 from dropseed.audit.reading.evaluate import DEPTH, Env, Evaluator
-from dropseed.audit.reading.file import Class, File, Function, number
+from dropseed.audit.reading.file import Class, File, Function, default_of, number
 from dropseed.audit.reading.names import DROPOUTS
 from dropseed.audit.reading.steps import (
     NOTHING,
@@ -21,7 +21,6 @@ from dropseed.audit.reading.steps import (
     summarized,
     union,
 )
-from dropseed.audit.reading.switch import default_of
 
 CALLS = 2
 """How many calls deep functions are followed."""
@@ -108,6 +107,7 @@ class Caller(Evaluator):
             changed = self._changed(node, node.func, env)
             if changed is not None:
                 return changed
+            self._forget(self.dotted(node.func.value), env)
         if name in _CHECKPOINTS and node.args:
             inputs = [self.value(value, env) for value in node.args[1:]]
             chain = self.value(node.args[0], env).chain
@@ -226,6 +226,12 @@ class Caller(Evaluator):
             if old is base.chain:
                 self.sequences[sequence] = chain
         return NOTHING
+
+    def _forget(self, name: str, env: Env) -> None:
+        """Forget what an object holds, as in `graph.ndata["h"]`, since its method may change it."""
+        if name and name != "self" and not name.startswith("self."):
+            for held in [at for at in env if at.startswith((f"{name}.", f"{name}["))]:
+                del env[held]
 
     def _grown(self, chain: Chain, added: Chain, node: ast.Call, change: str) -> Chain:
         if change != "insert":

@@ -173,7 +173,8 @@ def collect(tree: ast.Module, name: str, package: bool) -> ModuleFacts:
             _collect_class(node, node.name, facts)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             functions.add(node.name)
-            if DROPS.search(node.name):
+            given = {dotted(at).rpartition(".")[2] for at in node.decorator_list}
+            if DROPS.search(node.name) and "add_arg_scope" not in given:  # which gives arguments
                 _collect_dropout(node, facts)
         elif isinstance(node, ast.Assign) and len(node.targets) == 1:
             target_name, value = dotted(node.targets[0]), dotted(node.value)

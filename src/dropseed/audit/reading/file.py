@@ -9,7 +9,7 @@ from functools import cached_property
 
 from dropseed.audit.finding import Edit, Fix, Span
 from dropseed.audit.reading.facts import borrowed, collect, dotted, imported
-from dropseed.audit.reading.names import DROPOUTS, is_torch_module
+from dropseed.audit.reading.names import DROPOUTS, FRAMEWORKS, is_torch_module
 from dropseed.audit.reading.project import Project
 from dropseed.audit.reading.source import Source
 
@@ -365,8 +365,16 @@ class File:
             if scope is self.tree:
                 return f"{self.name}.{name}"
             return f"{self.name}.<{getattr(scope, 'name', 'lambda')}>.{name}"
-        value = self.assigned(at)
+        value = self._default(at) if isinstance(at, ast.arg) else self.assigned(at)
         return self.name_of(value) if value is not None else ""
+
+    def _default(self, parameter: ast.arg) -> ast.expr | None:
+        """A parameter's default where it is a layer's class: `norm=nn.BatchNorm2d`."""
+        function = self.function_of(parameter)
+        value = None if function is None else default_of(parameter, function)
+        name = self.name_of(value)
+        known = name.partition(".")[0] in FRAMEWORKS and name.rpartition(".")[2][:1].isupper()
+        return value if known else None
 
     def bindings(self, name: str, at: ast.AST) -> list[ast.AST]:
         """The nodes that bind a name which is used at a node, in the innermost scope that does."""
@@ -541,3 +549,15 @@ def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.ex
                 yield from _pairs(one, its)
     elif not isinstance(target, ast.Tuple | ast.List):
         yield target, value
+
+
+def default_of(parameter: ast.arg, function: Function) -> ast.expr | None:
+    """A parameter's default, or None."""
+    arguments = function.args
+    positions = [*arguments.posonlyargs, *arguments.args]
+    first = len(positions) - len(arguments.defaults)
+    if parameter in positions and positions.index(parameter) >= first:
+        return arguments.defaults[positions.index(parameter) - first]
+    if parameter in arguments.kwonlyargs:
+        return arguments.kw_defaults[arguments.kwonlyargs.index(parameter)]
+    return None

@@ -14,9 +14,8 @@ from typing import Any
 from dropseed.audit.reading.apply import CALLS, FORWARD, Caller, parameters
 from dropseed.audit.reading.chain import EMPTY, Chain, Layer, single, then
 from dropseed.audit.reading.evaluate import DEPTH, EnoughError, Env
-from dropseed.audit.reading.file import Class, File, Function
+from dropseed.audit.reading.file import Class, File, Function, default_of
 from dropseed.audit.reading.steps import NOTHING, PASSING, Step, Value, union
-from dropseed.audit.reading.switch import default_of
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DROPS = frozenset({"elementwise", "spatial", "path", "alpha"})

@@ -6,10 +6,9 @@ import ast
 from collections.abc import Iterator
 
 from dropseed.audit.reading.facts import dotted
-from dropseed.audit.reading.file import File, argument, number
+from dropseed.audit.reading.file import File, argument, default_of, number
 from dropseed.audit.reading.functionals import ATTENTION, FUNCTIONALS
 from dropseed.audit.reading.names import DROPOUTS
-from dropseed.audit.reading.switch import default_of
 
 Place = tuple[int, str]
 """Position and keyword of an argument; position 99 where only the keyword is meant."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 from dropseed.audit.reading.facts import dotted
-from dropseed.audit.reading.file import Class, File, Function
+from dropseed.audit.reading.file import Class, File, Function, default_of
 
 Mode = Literal["train", "eval"]
 
@@ -129,18 +129,6 @@ def _asked_of(argument: ast.arg, file: File) -> bool:
         return True
     default = default_of(argument, function)
     return isinstance(default, ast.Constant) and isinstance(default.value, bool)
-
-
-def default_of(parameter: ast.arg, function: Function) -> ast.expr | None:
-    """A parameter's default, or None."""
-    arguments = function.args
-    positions = [*arguments.posonlyargs, *arguments.args]
-    first = len(positions) - len(arguments.defaults)
-    if parameter in positions and positions.index(parameter) >= first:
-        return arguments.defaults[positions.index(parameter) - first]
-    if parameter in arguments.kwonlyargs:
-        return arguments.kw_defaults[arguments.kwonlyargs.index(parameter)]
-    return None
 
 
 def always_true(node: ast.expr, file: File) -> bool:

@@ -35,6 +35,7 @@ Normalization by Variance Shift](https://arxiv.org/abs/1801.05134), sections 3 a
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from dropseed.audit.finding import Severity
@@ -43,6 +44,7 @@ from dropseed.audit.reading.flow import apart, dropped_nothing, flow
 from dropseed.audit.reading.steps import Step
 from dropseed.audit.rule import Rule
 
+_NAMED = re.compile(r"(?:bn|batch_?norm)(?:_?\d+)?", re.IGNORECASE)
 BETWEEN = ("activation", "identity", "reshape", "index")
 
 
@@ -51,27 +53,44 @@ def check(file: File) -> Iterator[Hit]:
     found = flow(file).found(lambda step: _norm(step, file), "elementwise", "spatial")
     for place, step, norm in found:
         message = (
-            f"`{step.name}` straight before `{norm.name}`, whose running variance then holds in "
-            "training only"
+            f"`{step.name}` straight before `{norm.name or 'batch normalization'}`, whose running "
+            "variance then holds in training only"
         )
         yield file.hit(place, message)
 
 
 def _norm(step: Step, file: File) -> Step | None:
     """The batch normalization that takes what a dropout gives."""
-    norm = next((at for at in step.after(*BETWEEN) if _shifts(at)), None)
+    norm = next((at for at in step.after(*BETWEEN) if _shifts(at, file)), None)
     if norm is None or dropped_nothing(step) or apart(step, norm, file):
         return None
     return norm
 
 
-def _shifts(step: Step) -> bool:
-    if step.family != "batch norm":
+def _shifts(step: Step, file: File) -> bool:
+    if step.family != "batch norm" and not _is_named(step, file):
         return False
     tracked = (
         argument(step.site, 4, "track_running_stats") if isinstance(step.site, ast.Call) else None
     )
     return not (isinstance(tracked, ast.Constant) and tracked.value is False)
+
+
+def _is_named(step: Step, file: File) -> bool:
+    """Whether a layer is of a class that is given, and named as batch normalization: `self.bn`."""
+    func = step.node.func if isinstance(step.node, ast.Call) and not step.kind else None
+    if not isinstance(func, ast.Attribute) or not _NAMED.fullmatch(func.attr):
+        return False
+    built = file.values(func)
+    return bool(built) and all(
+        isinstance(at, ast.Call) and isinstance(at.func, ast.Name) and _is_given(at.func, file)
+        for at in built
+    )
+
+
+def _is_given(name: ast.Name, file: File) -> bool:
+    """Whether a name is an argument and nothing else."""
+    return all(isinstance(at, ast.arg) for at in file.bindings(name.id, name))
 
 
 RULE = Rule("DS201", "dropout-before-batch-norm", Severity.WARNING, __doc__, check)

@@ -31,9 +31,11 @@ Networks](https://arxiv.org/abs/1411.4280), section 3.2; Ghiasi, Lin and Le 2018
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from dropseed.audit.finding import Severity
+from dropseed.audit.reading.facts import dotted
 from dropseed.audit.reading.file import File, Hit, argument, number
 from dropseed.audit.reading.flow import apart, dropped_nothing, flow
 from dropseed.audit.reading.steps import Step
@@ -44,6 +46,8 @@ BETWEEN = ("activation", "identity", "batch norm", "norm", "max pool", "mean poo
 
 _OF_MAPS = ("batch norm", "max pool", "mean pool")
 """What makes maps of more than a place, if a convolution takes them."""
+_CONVOLUTION = re.compile(r"conv\w*[23]d$", re.IGNORECASE)
+_ACTIVATION = re.compile(r"norm|activ|nonlinearity|swish|silu|relu|gelu|\bact\d?\b", re.IGNORECASE)
 
 
 def check(file: File) -> Iterator[Hit]:
@@ -60,22 +64,33 @@ def _source(step: Step, file: File) -> Step | None:
     maps = next((at for at in step.before(*BETWEEN) if _maps(at)), None)
     if maps is not None:
         return None if apart(maps, step, file) else maps
-    if not any(at.family in (*_OF_MAPS, "activation") for at in step.inputs):
+    if not any(at.family in (*_OF_MAPS, "activation") or _activates(at) for at in step.inputs):
         return None
     any_kernel = any(at.family in _OF_MAPS for at in step.before("activation", "identity"))
-    after = (at for at in step.after(*BETWEEN) if at.family in ("conv2", "conv3"))
+    after = (at for at in step.after(*BETWEEN) if _convolves(at))
     maps = next((at for at in after if any_kernel or _maps(at)), None)
     return None if maps is None or apart(step, maps, file) else maps
 
 
 def _maps(step: Step) -> bool:
     """Whether a step is a convolution over neighbours, in two or three dimensions."""
-    if step.family not in ("conv2", "conv3") or not isinstance(step.site, ast.Call):
+    if not _convolves(step) or not isinstance(step.site, ast.Call):
         return False
     keras = not step.kind.startswith("torch.")
     size = argument(step.site, 1 if keras else 2, "kernel_size")
     sizes = size.elts if isinstance(size, ast.Tuple | ast.List) else [size]
     return not all(number(at) == 1 for at in sizes)
+
+
+def _convolves(step: Step) -> bool:
+    """Whether a step is a convolution, as `DepthwiseConv2d` of the project is by its name."""
+    return step.family in ("conv2", "conv3") or bool(_CONVOLUTION.search(step.name))
+
+
+def _activates(step: Step) -> bool:
+    """Whether a function or layer of the project normalizes or activates, by its name."""
+    func = step.node.func if isinstance(step.node, ast.Call) else None
+    return not step.family and bool(_ACTIVATION.search(f"{step.name} {dotted(func)}"))
 
 
 def _pooled_to_one(step: Step) -> bool:

@@ -125,6 +125,11 @@ def _key(call: ast.Call, file: File) -> ast.expr | None:
     """The key that a call of a dropout takes."""
     if file.called(call) == "haiku.dropout":
         return argument(call, 0, "rng")
+    if file.called(call) == "jax.random.bernoulli":
+        around = f"{getattr(file.function_of(call), 'name', '')} {file.text(call)}"
+        owner = file.class_of(call)
+        dropped = "drop" in f"{around} {owner.node.name if owner else ''}".lower()
+        return argument(call, 0, "key") if dropped else None
     name = dotted(_gone_through(call.func, file)).rpartition(".")[2].lower()
     if "dropout" not in name and "drop_path" not in name and name != "drop":
         return None

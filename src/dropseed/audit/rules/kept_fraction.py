@@ -39,7 +39,7 @@ from collections.abc import Iterator
 from dropseed.audit.finding import Severity
 from dropseed.audit.reading.facts import dotted
 from dropseed.audit.reading.file import File, Hit, number
-from dropseed.audit.reading.rates import rates
+from dropseed.audit.reading.rates import PLACES, rates
 from dropseed.audit.rule import Rule
 
 _SHARE = r"(?:prob(?:ability|abilities|a|s)?|rate|ratio|p|frac(?:tion)?)"
@@ -53,7 +53,7 @@ _LOOKUPS = {"get", "getattr", "pop", "float"}
 
 def check(file: File) -> Iterator[Hit]:
     """Yield the rates that are a fraction kept."""
-    for call, name, rate in rates(file):
+    for call, name, rate in (*rates(file), *_named(file)):
         what = f"`{name.rpartition('.')[2]}` takes the fraction dropped"
         kept = _kept(rate, file)
         dropped = _one_minus_dropped(rate)
@@ -63,6 +63,16 @@ def check(file: File) -> Iterator[Hit]:
             yield file.hit(call, f"{what}; `{kept}` is the fraction kept")
         elif dropped:
             yield file.hit(call, f"{what}, which is `{dropped}` itself")
+
+
+def _named(file: File) -> Iterator[tuple[ast.Call, str, ast.expr]]:
+    """The arguments that are named as a fraction dropped, of calls of anything else."""
+    for call in file.calls:
+        for given in call.keywords:
+            name = given.arg or ""
+            named = "drop" in name and _DROPPED.fullmatch(name)
+            if named and file.called(call) not in PLACES:
+                yield call, name, given.value
 
 
 def _kept(rate: ast.expr, file: File) -> str:

@@ -132,7 +132,15 @@ def _hands_on(call: ast.Call, method: Function) -> bool:
 
 
 def _returns(method: Function) -> bool:
-    return any(isinstance(node, ast.Return) and node.value for node in ast.walk(method))
+    """Whether a method returns anything; functions inside of it don't count."""
+    waiting: list[ast.AST] = [*method.body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Return) and node.value:
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return False
 
 
 def _fix(method: Function, file: File) -> Fix | None:
