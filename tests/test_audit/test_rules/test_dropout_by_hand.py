@@ -89,6 +89,19 @@ WRONG = [
         id="named by the rate alone",
     ),
     pytest.param(
+        """
+        class FeatureNet(nn.Module):
+            def forward(self, x):
+                if self.training:
+                    x = x * (torch.rand_like(x) > self.dropout).float()  # wrong
+                return self.fc(x)
+
+            def normalized(self):
+                return self.fc.weight / self.fc.weight.norm()
+        """,
+        id="another method normalizes",
+    ),
+    pytest.param(
         module(
             "m = x.new(1, 8).bernoulli_(1 - self.p).div_(1 - self.p)  # wrong\nx = m * x\nreturn x"
         ),

@@ -214,7 +214,7 @@ def test_right(text):
 
 
 def test_message():
-    assert messages(WRONG[0].values[0], CODE) == [
+    assert messages(WRONG[1].values[0], CODE) == [
         "element-wise dropout on maps, beside `Conv2d`: neighbours are alike"
     ]
 

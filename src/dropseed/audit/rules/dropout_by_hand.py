@@ -75,7 +75,7 @@ _DRAWS = {
 _OTHER = re.compile(
     r"word|token|edge|node|adj|graph|patch|label|class|cond|modal|path|depth|layer_?drop|block|span"
     r"|frame|augment|noise|noisy|corrupt|sampl|schedul|teacher|guid|null|mlm|masked|mask_|connect"
-    r"|sensor|view|feature|sent|item|history|user|seq|unit|batch|time|row|column|zone|swap|mix|cut|aug|data",
+    r"|sensor|view|drop\w*feature|sent|item|history|user|seq|unit|batch|time|row|column|zone|swap|mix|cut|aug|data",
     re.IGNORECASE,
 )
 """Words for what is dropped whole, and for noise that is no dropout."""
@@ -379,7 +379,7 @@ def _scales_otherwise(mask: ast.expr, function: Function, kept: str, file: File)
     """Whether a function, or its class, may scale in another way than by dividing."""
     owner = file.class_of(function)
     whole = owner.node if owner else function
-    if re.search(r"scal|\*\*\s*-|inverted|renorm|normaliz", _lines(whole, file)):
+    if re.search(r"scal|\*\*\s*-|inverted|renorm|normaliz", _lines(function, file)):
         return True
     drawing = {*ast.walk(mask)}
     return any(

@@ -2,7 +2,8 @@
 
 `nn.Module.train(mode)` sets the mode of the module and of all its children, and returns the module;
 `eval()` is `train(False)`. An override that does not call it leaves every dropout as it was. One
-that returns nothing makes `model = model.eval()` None.
+that returns nothing makes `model = model.eval()` None. And a training loop of a module, if it is
+named `train`, takes the place of `Module.train`: `eval()` then trains, or fails.
 
 **Wrong**
 
@@ -24,7 +25,7 @@ class Net(nn.Module):
 
 **Silent** where the override does the parent's work itself (it sets `self.training`, or hands the
 mode on to what it wraps), only refuses (`raise`), or only returns the module, by which frozen
-networks stay in one mode; and on a `train` with other arguments, which is a training loop.
+networks stay in one mode; on training loops of a class that has its own `eval` or may be no module.
 
 **When to leave it.** Never for the parent; for the return value, where nobody chains calls.
 
@@ -40,7 +41,8 @@ from collections.abc import Iterator
 
 from dropseed.audit.finding import Fix, Severity
 from dropseed.audit.reading.facts import dotted
-from dropseed.audit.reading.file import File, Function, Hit
+from dropseed.audit.reading.file import Class, File, Function, Hit
+from dropseed.audit.reading.names import is_torch_module
 from dropseed.audit.rule import Rule
 
 MODES = frozenset({"mode", "training", "train", "is_train", "is_training", "train_mode", "flag"})
@@ -52,7 +54,14 @@ def check(file: File) -> Iterator[Hit]:
     for owner in file.classes:
         for name in ("train", "eval"):
             method = owner.methods.get(name)
-            if method is None or file.in_tests or not _overrides(method, file) or _trivial(method):
+            if method is None or file.in_tests or _trivial(method):
+                continue
+            if not _overrides(method, file):
+                if name == "train" and _hides(method, owner, file):
+                    message = (
+                        "`train` is something else here than `Module.train`, which `eval` calls"
+                    )
+                    yield file.hit(method, message)
                 continue
             if not file.is_module(owner) and not _calls_parent(method):
                 continue
@@ -71,6 +80,16 @@ def _overrides(method: Function, file: File) -> bool:
     if not names or names[0] != "self" or any(file.name_of(at) not in _DECORATORS for at in marks):
         return False
     return len(names) == 1 if method.name == "eval" else set(names[1:]) <= MODES and len(names) < 3
+
+
+def _hides(method: Function, owner: Class, file: File) -> bool:
+    """Whether a method of a torch module that takes more than a mode hides `Module.train`.
+
+    `Module.eval` calls `self.train(False)`, which then trains, or fails.
+    """
+    plain = not method.decorator_list and isinstance(method, ast.FunctionDef)
+    certain = any(is_torch_module(name) for name in file.lineage(owner))
+    return plain and certain and "eval" not in owner.methods and not _switches(method)
 
 
 def _trivial(method: Function) -> bool:
