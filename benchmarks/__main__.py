@@ -18,6 +18,7 @@ NAMES = (
     "convert",
     "audit",
     "guard",
+    "jax_dropout",
 )
 
 

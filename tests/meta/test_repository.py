@@ -14,7 +14,7 @@ import dropseed
 from dropseed import errors
 
 ROOT = Path(__file__).parents[2]
-PUBLIC = ["dropseed", "dropseed.mask", "dropseed.torch"]
+PUBLIC = ["dropseed", "dropseed.mask", "dropseed.torch", "dropseed.jax", "dropseed.keras"]
 
 # Absolute paths of a machine, and folders beside the repository. Written with a class of one
 # letter, so that this line does not match itself.

@@ -165,7 +165,7 @@ def test_the_masks_of_a_run_can_be_replayed(digits, tmp_path):
         if layer.training:
             seen.append((inputs[0].detach().clone(), output.detach().clone()))
 
-    run.model.get_submodule(DROPOUT_SITE).register_forward_hook(record)
+    run.learner.model.get_submodule(DROPOUT_SITE).register_forward_hook(record)
     trained(run, digits)
     assert [len(inputs) for inputs, _ in seen] == [80, 80, 80, 60] * 2
     for step, (inputs, output) in enumerate(seen):
@@ -282,9 +282,9 @@ def change(*path, value):
     [
         change("settings", "rate", value=2.0),
         change("settings", value=3),
-        change("optimiser", "param_groups", value=[]),
-        change("model", value={}),
-        change("schedule", "last_epoch", value=3),
+        change("learner", "optimiser", "param_groups", value=[]),
+        change("learner", "model", value={}),
+        change("learner", "schedule", "last_epoch", value=3),
         change("position", value=None),
         change("position", "step", value=3),
         change("position", "step", value=STEPS + 1),
@@ -351,7 +351,7 @@ def test_more_images_than_there_are(digits, tmp_path):
 def test_a_checkpoint_of_something_else_is_one_sentence(damage, uninterrupted, tmp_path):
     state = torch.load(uninterrupted.folder / CHECKPOINT, weights_only=True)
     if damage == "no groups":
-        state["optimiser"]["param_groups"] = []
+        state["learner"]["optimiser"]["param_groups"] = []
     elif damage == "too many epochs":
         state["position"]["epochs"] *= 5
     torch.save(torch.ones(3) if damage == "tensor" else state, tmp_path / CHECKPOINT)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dropseed.audit.running.watch import Note
+    from dropseed.lab.run import Run
 
 Rate = Annotated[
     float | None, typer.Option(help="Fraction dropped, in [0, 1].", show_default="0.5")
@@ -42,6 +43,10 @@ LedgerFile = Annotated[
         "--ledger", help="Write what each dropout did in each step into FILE.", metavar="FILE"
     ),
 ]
+Framework = Annotated[
+    str | None,
+    typer.Option(help="torch, keras or jax: the same weights and masks.", show_default="torch"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or the last.")]
 
 
@@ -58,6 +63,7 @@ def train(
     workers: Workers = 0,
     resume: Resume = False,
     ledger: LedgerFile = None,
+    framework: Framework = None,
 ) -> None:
     """Train the MNIST convnet. Ctrl-C keeps a checkpoint, from which --resume goes on."""
     asked = _given(
@@ -68,8 +74,11 @@ def train(
         train_size=train_size,
         device=device,
         threads=threads,
+        framework=framework,
     )
     need("torch", "numba", "safetensors", "matplotlib")
+    for package in {"keras": ("keras",), "jax": ("jax", "optax")}.get(framework or "", ()):
+        need(package, extra=framework or "")
     _share_cores()
     from dropseed.audit.running.ledger import ledger as watched
     from dropseed.lab import data as mnist
@@ -85,7 +94,7 @@ def train(
     screen = console()
     images = mnist.load(data)
     with contextlib.ExitStack() as stack:
-        book = None if ledger is None else stack.enter_context(watched(run.model, ledger))
+        book = None if ledger is None else stack.enter_context(watched(_torch_model(run), ledger))
         train_run(run, images, workers=workers, console=screen)
     if book is not None:
         screen.print(book.summary(), highlight=False, soft_wrap=True)
@@ -95,6 +104,16 @@ def train(
         f"{folder} ({folder / WEIGHTS}).",
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def _torch_model(run: Run) -> nn.Module:
+    from dropseed.lab.by_torch import TorchLearner
+
+    if isinstance(run.learner, TorchLearner):
+        return run.learner.model
+    raise InvalidValueError(
+        f"`--ledger` watches PyTorch, and this run is of {run.settings.framework}. Leave it out."
     )
 
 

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
 
 import dropseed
 from dropseed.errors import InvalidValueError, RunError
 from dropseed.lab import files
-from dropseed.lab.models import mnist_convnet
+from dropseed.lab.learner import make_learner
 from dropseed.lab.settings import Settings
 
 CHECKPOINT = "checkpoint.pt"
@@ -35,7 +34,6 @@ TIMING = "timing.json"
 CURVES = "curves.png"
 
 _MEASURES = {"epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
-_PEAK_LEARNING_RATE = 5e-3
 
 
 @dataclass
@@ -94,7 +92,7 @@ class Position:
 
 
 class Run:
-    """A run that can be trained: model, optimiser, learning-rate schedule and position.
+    """A run that can be trained: a model with its optimiser, and the position.
 
     Use `start_run` or `resume_run` to get one.
 
@@ -104,32 +102,20 @@ class Run:
 
     Raises:
         ValueError: the settings' device is unknown or absent.
+        MissingExtraError: the settings' framework is not installed.
     """
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self.settings = settings
-        self.device = usable_device(settings.device)
+        self.learner = make_learner(settings)
         self.position = Position()
         self._begun = False
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)
-            self.model = mnist_convnet(settings.rate)
-        # Channels last is the faster order of memory for convolutions on CPU and GPU alike.
-        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.Adam(self.model.parameters(), fused=True)
-        self.schedule = OneCycleLR(
-            self.optimiser, _PEAK_LEARNING_RATE, total_steps=settings.steps + 1, pct_start=0.25
-        )
 
     @property
     def finished(self) -> bool:
         """Whether every step is done and the last epoch tested."""
         return len(self.position.epochs) == self.settings.epochs
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule}
 
     def begin(self) -> None:
         """Save a run before its first step, or where it was resumed: from here it can be resumed.
@@ -150,8 +136,8 @@ class Run:
             OSError: a file can't be written; what was saved before still is.
         """
         position = asdict(self.position)
-        state = {name: part.state_dict() for name, part in self._parts.items()}
-        state |= {"settings": asdict(self.settings), "position": position, "versions": versions()}
+        state = {"learner": self.learner.state(), "position": position}
+        state |= {"settings": asdict(self.settings), "versions": versions(self.settings.framework)}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         files.write_bytes(self.folder / CHECKPOINT, buffer.getvalue())
@@ -165,12 +151,9 @@ class Run:
         Args:
             state: what `save` wrote. Of something else this raises nearly anything.
         """
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
         self.position = Position(**state["position"])
         self.position.must_fit(self.settings)
-        if self.schedule.last_epoch != self.position.step:
-            raise InvalidValueError("its learning rate is that of another step")
+        self.learner.restore(state["learner"], self.position.step)
         self._begun = True
 
 
@@ -245,36 +228,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def usable_device(name: str) -> torch.device:
-    """The torch device of a name, tried out.
-
-    Args:
-        name: for instance "cpu", "cuda" or "cuda:1".
-
-    Returns:
-        The device.
-
-    Raises:
-        ValueError: torch doesn't know it, or this machine doesn't have it.
-
-    Example:
-        >>> usable_device("cpu")
-        device(type='cpu')
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # each backend has its own
-        raise InvalidValueError(
-            f"`device` {name!r} is unknown to torch or absent here. Try `cpu`."
-        ) from error
-    return device
-
-
-def versions() -> dict[str, str]:
+def versions(framework: str) -> dict[str, str]:
     """The versions of what a run's numbers depend on, by package name."""
     found = {"python": platform.python_version(), "dropseed": dropseed.__version__}
-    for package in ("numpy", "torch", "numba"):
+    more = {"torch": (), "keras": ("keras", "jax"), "jax": ("jax", "optax")}[framework]
+    for package in ("numpy", "torch", "numba", *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -11,6 +11,8 @@ from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.mask import Rate
 from dropseed.mask.key import integer
 
+FRAMEWORKS = ("torch", "keras", "jax")
+
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -26,8 +28,10 @@ class Settings:
         seed: integer in [0, 2**64): first weights, choice and order of the images, and masks.
         batch_size: images a step, at least 1.
         train_size: how many of the 60,000 training images are used, at least 1.
-        device: a torch device, for instance "cpu" or "cuda".
-        threads: CPU threads; another number may round sums differently.
+        device: a torch device, for instance "cpu" or "cuda"; "cpu" for other frameworks, which
+            choose for themselves.
+        threads: torch's CPU threads; another number may round sums differently.
+        framework: "torch", "keras" or "jax". All have the same first weights, order and masks.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -45,11 +49,20 @@ class Settings:
     train_size: int = 60_000
     device: str = "cpu"
     threads: int = field(default_factory=_cores)
+    framework: str = "torch"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", Rate(self.rate).value)
         if not isinstance(self.device, str):
             raise InvalidTypeError(f"`device` must be a string; got {self.device!r}.")
+        if self.framework not in FRAMEWORKS:
+            raise InvalidValueError(
+                f"`framework` must be one of {', '.join(FRAMEWORKS)}; got {self.framework!r}."
+            )
+        if self.framework != "torch" and self.device != "cpu":
+            raise InvalidValueError(
+                f"`device` must be left out: {self.framework} chooses its own; got {self.device!r}."
+            )
         limits = {"epochs": 10_001, "batch_size": 60_001, "train_size": 60_001, "threads": 1025}
         for name, limit in limits.items():
             object.__setattr__(self, name, integer(getattr(self, name), name, 1, limit))

@@ -15,10 +15,9 @@ import numpy as np
 import safetensors.torch
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-import dropseed.torch as dst
 from dropseed.errors import InvalidValueError
 from dropseed.lab import files
 from dropseed.lab.data import Mnist
@@ -30,7 +29,6 @@ from dropseed.lab.interrupt import (
     leave_signals_to_parent,
     watch_signals,
 )
-from dropseed.lab.models import normalise
 from dropseed.lab.pictures import curves
 from dropseed.lab.run import CURVES, WEIGHTS, Run
 from dropseed.lab.settings import Settings
@@ -71,8 +69,8 @@ def train(
         run.begin()  # also if resumed: a full disk may have left metrics older than the checkpoint
         while not run.finished:
             _epoch(run, _batches(run, images, workers), data, display, watch)
-        weights = {key: tensor.cpu().contiguous() for key, tensor in run.model.state_dict().items()}
-        files.write_bytes(run.folder / WEIGHTS, safetensors.torch.save(weights))
+        weights = safetensors.torch.save(run.learner.weights())
+        files.write_bytes(run.folder / WEIGHTS, weights)
         files.write_bytes(run.folder / CURVES, curves({name: run.position.epochs}))
         _stop_if_asked(run, watch)
 
@@ -95,18 +93,15 @@ def order(settings: Settings, epoch: int) -> Tensor:
     return torch.from_numpy(np.argsort(draws, kind="stable"))
 
 
-@torch.no_grad()
 def evaluate(run: Run, data: Mnist) -> tuple[float, float]:
     """Mean cross-entropy in nats and accuracy in [0, 1] on the test images, dropout inactive."""
-    run.model.eval()
     loss, correct = 0.0, 0
     images, labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
     for x, y in zip(
         torch.split(images, _TEST_BATCH), torch.split(labels, _TEST_BATCH), strict=True
     ):
-        logits, target = run.model(_input(run, x)), y.to(run.device).long()
-        loss += nn.functional.cross_entropy(logits, target, reduction="sum").item()
-        correct += int((logits.argmax(1) == target).sum())
+        more, right = run.learner.evaluate(x, y)
+        loss, correct = loss + more, correct + right
     return loss / len(labels), correct / len(labels)
 
 
@@ -168,22 +163,10 @@ def _epoch(
 
 def _step(run: Run, images: Tensor, labels: Tensor) -> None:
     position = run.position
-    dst.set_key(run.model, run.settings.seed, position.step)
-    run.model.train()
-    target = labels.to(run.device).long()
-    logits = run.model(_input(run, images))
-    loss = nn.functional.cross_entropy(logits, target)
-    run.optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    run.optimiser.step()
-    run.schedule.step()
+    loss, correct = run.learner.step(images, labels, position.step)
     position.step += 1
-    position.loss += loss.item() * len(labels)
-    position.correct += int((logits.argmax(1) == target).sum())
-
-
-def _input(run: Run, images: Tensor) -> Tensor:
-    return normalise(images.to(run.device)).contiguous(memory_format=torch.channels_last)
+    position.loss += loss * len(labels)
+    position.correct += correct
 
 
 def _stop_if_asked(run: Run, watch: Watch) -> None:
