@@ -29,7 +29,7 @@ $(SCHEMA): $(INSTALLED)
 	> sarif.part && mv sarif.part sarif-2.1.0.json
 
 test: $(INSTALLED) $(SCHEMA)  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)  ## Check format, lint and types
 	$(BIN)/ruff format --check .
