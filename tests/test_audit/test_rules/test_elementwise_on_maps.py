@@ -61,6 +61,10 @@ WRONG = [
         id="a kernel of 1, and a convolution behind",
     ),
     pytest.param(
+        sequence("block,", "nn.ReLU(),", "nn.BatchNorm2d(8),", DROP, "nn.Conv2d(8, 8, 1),"),
+        id="between normalization and a kernel of 1",
+    ),
+    pytest.param(
         sequence("block,", "nn.MaxPool2d(2),", DROP, "nn.Conv2d(8, 8, 1),"),
         id="between pooling and a kernel of 1",
     ),
@@ -103,11 +107,17 @@ WRONG = [
 
 RIGHT = [
     pytest.param(
+        sequence("block,", "nn.BatchNorm2d(1),", "nn.Dropout(0.3),", "nn.Conv2d(1, 8, 3),"),
+        id="embeddings as maps, which nothing has activated",
+    ),
+    pytest.param(
         "def f(x, embed):\n    x = embed(x)\n    return nn.Conv2d(1, 8, 3)(nn.Dropout(0.3)(x))\n",
         id="an unknown function before",
     ),
     pytest.param(
-        sequence("block,", "nn.BatchNorm1d(8),", "nn.Dropout(0.3),", "nn.Linear(8, 8),"),
+        sequence(
+            "block,", "nn.ReLU(),", "nn.BatchNorm1d(8),", "nn.Dropout(0.3),", "nn.Linear(8, 8),"
+        ),
         id="before a linear layer",
     ),
     pytest.param(
@@ -184,14 +194,15 @@ CHANGES = [
     ('step.family in ("conv2", "conv3") or', ""),
     (" or bool(_CONVOLUTION.search(step.name))", ""),
     ("if _convolves(at))", ")"),
-    (" or _activates(at) for", " for"),
+    (" or _activates(at) for at in before", " for at in before"),
     ("return None if maps is None or apart(step, maps, file) else maps", "return maps"),
     ("if any_kernel or _maps(at)", ""),
     ("if any_kernel or _maps(at)", "if _maps(at)"),
     (
-        'if not any(at.family in (*_OF_MAPS, "activation") or _activates(at) for',
-        "if not any(at for",
+        'if not any(at.family in ("activation", *_POOLS) or _activates(at) for at in before):',
+        "if False:",
     ),
+    ('step.before("batch norm", "identity")', "step.before()"),
     ("return not all(number(at) == 1", "return not any(number(at) == 1"),
     ("return not all(number(at) == 1 for at in sizes)", "return True"),
     ('"norm", "max pool",', '"norm",'),

@@ -44,8 +44,7 @@ from dropseed.audit.rule import Rule
 BETWEEN = ("activation", "identity", "batch norm", "norm", "max pool", "mean pool", "resize")
 
 
-_OF_MAPS = ("batch norm", "max pool", "mean pool")
-"""What makes maps of more than a place, if a convolution takes them."""
+_POOLS = ("max pool", "mean pool")
 _CONVOLUTION = re.compile(r"conv\w*[23]d$", re.IGNORECASE)
 _ACTIVATION = re.compile(r"norm|activ|nonlinearity|swish|silu|relu|gelu|\bact\d?\b", re.IGNORECASE)
 
@@ -64,9 +63,11 @@ def _source(step: Step, file: File) -> Step | None:
     maps = next((at for at in step.before(*BETWEEN) if _maps(at)), None)
     if maps is not None:
         return None if apart(maps, step, file) else maps
-    if not any(at.family in (*_OF_MAPS, "activation") or _activates(at) for at in step.inputs):
+    before = step.before("batch norm", "identity")
+    if not any(at.family in ("activation", *_POOLS) or _activates(at) for at in before):
         return None
-    any_kernel = any(at.family in _OF_MAPS for at in step.before("activation", "identity"))
+    normal = ("batch norm", *_POOLS)
+    any_kernel = any(at.family in normal for at in step.before("activation", "identity"))
     after = (at for at in step.after(*BETWEEN) if _convolves(at))
     maps = next((at for at in after if any_kernel or _maps(at)), None)
     return None if maps is None or apart(step, maps, file) else maps
