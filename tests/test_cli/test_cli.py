@@ -96,6 +96,31 @@ def test_train(call, tmp_path):
     assert (tmp_path / "runs" / "mnist-002" / WEIGHTS).read_bytes() == before
 
 
+@pytest.mark.parametrize("framework", ["keras", "jax"])
+def test_train_in_another_framework(framework, call, tmp_path):
+    for name in ("torch", framework):
+        assert call("train", *SHORT, "--framework", name, "--out", name)[0] == 0
+    found, expected = (
+        json.loads((tmp_path / name / METRICS).read_text())["epochs"]
+        for name in (framework, "torch")
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-3)
+    assert call("train", "--resume", "--out", framework)[0] == 0  # finished, and of its framework
+
+
+def test_a_framework_that_does_not_fit(refused, monkeypatch):
+    assert "`framework` must be one of torch, keras, jax" in refused(
+        "train", "--framework", "mxnet"
+    )
+    asked = ("train", "--framework", "jax")
+    assert "`device` must be left out: jax chooses its own" in refused(*asked, "--device", "cuda")
+    assert "`--ledger` watches PyTorch" in refused(*asked, "--ledger", "book.jsonl")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "keras" else name)
+    asked = ("train", "--framework", "keras")
+    assert "pip install 'dropseed[keras]'" in refused(*asked, status=1)
+
+
 def test_train_with_a_ledger(call, tmp_path):
     status, out, err = call("train", *SHORT, "--out", "run", "--ledger", "book.jsonl")
     assert (status, err) == (0, "")

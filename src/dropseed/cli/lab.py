@@ -91,10 +91,11 @@ def train(
     _check_workers(workers)
     folder = choose(out, "mnist", resume)
     run = resume_run(folder, asked) if resume else start_run(folder, settings)
+    model = None if ledger is None else _torch_model(run)
     screen = console()
     images = mnist.load(data)
     with contextlib.ExitStack() as stack:
-        book = None if ledger is None else stack.enter_context(watched(_torch_model(run), ledger))
+        book = None if model is None else stack.enter_context(watched(model, ledger))
         train_run(run, images, workers=workers, console=screen)
     if book is not None:
         screen.print(book.summary(), highlight=False, soft_wrap=True)
