@@ -216,6 +216,6 @@ def test_equinox_spatial_and_connect(eqx):
     linear = theirs.nn.Linear(4, 3, key=jax.random.key(0))
     layer = ours.DropConnectLinear(linear, 0.5)
     x = jnp.ones(4)
-    masks = keep(KEY, 0.5, (1, 4, 3))[0].T * np.float32(2)
+    masks = keep(KEY, 0.5, (1, 3, 4))[0] * np.float32(2)
     assert np.allclose(layer(x, key=WORDS), (masks * linear.weight) @ x + linear.bias, rtol=1e-5)
     assert np.array_equal(layer(x, inference=True), linear(x))

@@ -125,6 +125,23 @@ def arrays(*shapes, dtype="float32"):
     return [jnp.asarray(generator.standard_normal(shape), dtype) for shape in shapes]
 
 
+def turned(masks):
+    """Draws (N, O, I) for a weight (I, O)."""
+    return masks.transpose(0, 2, 1)
+
+
+def test_pytorch_s_layer_has_the_same_masks(key):
+    torch = pytest.importorskip("torch", reason="needs torch: pip install 'dropseed[torch]'")
+    import dropseed.torch as dst
+
+    x, w, b = arrays((5, 12), (12, 7), (7,))
+    theirs = [torch.from_numpy(np.array(at)) for at in (x, w.T, b)]
+    for options in ({}, {"drop_bias": True}):
+        ours = dsj.drop_connect(key, x, w, b, 0.3, **options)
+        other = dst.functional.drop_connect_linear(*theirs, 0.3, key=key, **options)
+        assert np.allclose(ours, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("at_once", [2**22, 64])
 @pytest.mark.parametrize("scaling", ["inverted", "original"])
 def test_each_sample_has_weights_of_its_own(at_once, scaling, key, monkeypatch):
@@ -132,7 +149,7 @@ def test_each_sample_has_weights_of_its_own(at_once, scaling, key, monkeypatch):
     monkeypatch.setattr(connect, "AT_ONCE", at_once)
     jax.clear_caches()
     x, w, b = arrays((5, 12), (12, 7), (7,))
-    masks = keep(key, 0.3, (9, 12, 7))[2:7]
+    masks = turned(keep(key, 0.3, (9, 7, 12)))[2:7]
     scale = np.float32(Rate(0.3).factors(scaling).training)
     want = np.einsum("ni,nio->no", x, np.where(masks, np.asarray(w) * scale, 0))
     kept = keep(key.fold(1), 0.3, (9, 7))[2:7]
@@ -150,7 +167,7 @@ def test_gradients_of_dropped_weights(at_once, key, monkeypatch):
     monkeypatch.setattr(connect, "AT_ONCE", at_once)
     jax.clear_caches()
     x, w, b, gy = arrays((5, 12), (12, 7), (7,), (5, 7))
-    masks = keep(key, 0.3, (5, 12, 7)) * np.float32(Rate(0.3).scale)
+    masks = turned(keep(key, 0.3, (5, 7, 12))) * np.float32(Rate(0.3).scale)
     gx, gw, gb = jax.vjp(lambda *a: dsj.drop_connect(key, *a, 0.3), x, w, b)[1](gy)
     assert np.allclose(gx, np.einsum("nio,no,io->ni", masks, gy, w), rtol=1e-4, atol=1e-5)
     assert np.allclose(gw, np.einsum("nio,no,ni->io", masks, gy, x), rtol=1e-4, atol=1e-5)
@@ -160,7 +177,7 @@ def test_gradients_of_dropped_weights(at_once, key, monkeypatch):
 def test_positions_share_their_sample_s_weights(key):
     x, w = arrays((3, 4, 5), (5, 6))
     output = dsj.drop_connect(key, x, w, rate=0.5)
-    masks = keep(key, 0.5, (3, 5, 6)) * np.float32(2)
+    masks = turned(keep(key, 0.5, (3, 6, 5))) * np.float32(2)
     assert np.allclose(output, np.einsum("nti,nio->nto", x, masks * w), rtol=1e-4, atol=1e-5)
     one = dsj.drop_connect(key, x[0, 0], w, rate=0.5)
     assert np.allclose(one, output[0, 0], rtol=1e-4, atol=1e-5)
@@ -169,7 +186,7 @@ def test_positions_share_their_sample_s_weights(key):
 def test_one_mask_for_all(key):
     x, w, b = arrays((3, 5), (5, 6), (6,))
     output = dsj.drop_connect(key, x, w, b, 0.5, per_sample=False, drop_bias=True)
-    want = x @ dsj.dropout(key, w, 0.5) + dsj.dropout(key.fold(1), b, 0.5)
+    want = x @ dsj.dropout(key, w.T, 0.5).T + dsj.dropout(key.fold(1), b, 0.5)
     assert np.array_equal(output, want)
 
 

@@ -38,9 +38,8 @@ def drop_connect(
     DropConnect", section 3: ``output = x @ (mask * weight) / (1 - rate) + bias``. Each sample has
     a mask of its own, as in the paper.
 
-    The weight is JAX's, (I, O), and indices follow the array's own axes: the noise shape is
-    (N, I, O). To get the mask of a PyTorch layer, whose weight is (O, I), take
-    ``keep(key, rate, (N, O, I))`` and transpose it.
+    The weight is JAX's, (I, O); its draws are numbered as in every front end, (N, O, I): a layer
+    that is ported from PyTorch has the same mask.
 
     Args:
         key: as in `dropout`. The bias takes the derived key ``fold(key, 1)``.
@@ -51,7 +50,7 @@ def drop_connect(
         rate: the fraction of the weights dropped, in [0, 1]: a number, or a 0-d array, which may
             be traced.
         training: whether to drop.
-        per_sample: whether each sample has a mask of its own; else one for all, (I, O).
+        per_sample: whether each sample has a mask of its own; else one for all, (O, I).
         drop_bias: whether the bias drops out too, by draws of shape (N, O), or (O,).
         scaling: "inverted", "original" (survivors unscaled in training, the weights times 1 - rate
             in inference, as in the paper) or "none".
@@ -74,6 +73,7 @@ def drop_connect(
     """
     x, weight = laws.checked_input(x), laws.checked_input(weight, "weight")
     _check(x, weight, bias)
+    turned = weight.T
     force, words = strength(rate), keys.words(key)
     factor, _ = force.factors(scaling)
     batch = x[None] if x.ndim == 1 else x
@@ -81,8 +81,8 @@ def drop_connect(
     own = keys.fold(words, 1) if drops and drop_bias else words
     if drops and per_sample and not force.drops_all:
         numbers = laws.operands((force.threshold, force.everything, factor))
-        order = sample_order(start, stride, (batch.shape[0], *weight.shape))
-        output = _product(batch, weight, words, order.base, numbers, order.geometry)
+        order = sample_order(start, stride, (batch.shape[0], *turned.shape))
+        output = _product(batch, turned, words, order.base, numbers, order.geometry)
         if bias is not None and drop_bias:
             place = sample_order(start, stride, (batch.shape[0], *bias.shape))
             sizes = (batch.shape[0], *[1] * (batch.ndim - 2), *bias.shape)
@@ -93,7 +93,7 @@ def drop_connect(
         def drop(key: Array, array: Array) -> Array:
             return functional.dropout(key, array, rate, training=drops, scaling=scaling)
 
-        output = batch @ drop(words, weight)
+        output = batch @ drop(words, turned).T
         if bias is not None and drop_bias:
             bias = drop(own, bias)
     output = output if bias is None else output + bias
@@ -121,36 +121,33 @@ def _check(x: Array, weight: Array, bias: Any) -> None:
 def _product(
     x: Array, weight: Array, key: Array, base: Any, numbers: Any, geometry: xla.Geometry
 ) -> Array:
-    """Sum the products over parts of the inputs, drawing each part's mask anew in backward."""
-    samples, inputs, outputs = geometry.shape
-    count = _parts(inputs, samples * outputs)
-    rows = inputs // count
-    shape = (samples, rows, outputs)
-    aligned = geometry.offset if count == 1 or rows * outputs % 16 == 0 else None
+    """The outputs, a part of them at a time, whose mask is drawn anew in backward."""
+    samples, outputs, inputs = geometry.shape
+    count = _parts(outputs, samples * inputs)
+    rows = outputs // count
+    shape = (samples, rows, inputs)
+    aligned = geometry.offset if count == 1 or rows * inputs % 16 == 0 else None
     part = xla.Geometry(shape, geometry.strides, aligned)
     wide = xla.compute_type(x.dtype)
 
     @jax.checkpoint
-    def add(total: Array, these: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        number, some, weights = these
-        at = xla.add((base[0], base[1]), xla.times(number, rows * outputs))
+    def some(number: Array, weights: Array, x: Array) -> Array:
+        at = xla.add((base[0], base[1]), xla.times(number, rows * inputs))
         mask = primitive.keep(key, numbers[0], numbers[1], jnp.stack(at), part)
         left = xla.apply(weights, mask, numbers[2])
-        products = jnp.einsum("n...i,nio->n...o", some, left, preferred_element_type=wide)
-        return total + products, None
+        return jnp.einsum("n...i,noi->n...o", x, left, preferred_element_type=wide)
 
-    some = jnp.moveaxis(x.reshape(*x.shape[:-1], count, rows), -2, 0)
-    these = jnp.arange(count, dtype=jnp.uint32), some, weight.reshape(count, rows, outputs)
-    total = jnp.zeros((*x.shape[:-1], outputs), wide)
+    numbered = jnp.arange(count, dtype=jnp.uint32)
     if count == 1:
-        total, _ = add(total, jax.tree.map(lambda whole: whole[0], these))
+        total = some(numbered[0], weight, x)
     else:
-        total, _ = lax.scan(add, total, these)
+        each = lax.map(lambda one: some(*one, x), (numbered, weight.reshape(count, rows, inputs)))
+        total = jnp.moveaxis(each, 0, -2).reshape(*x.shape[:-1], outputs)
     return total.astype(x.dtype)
 
 
-def _parts(inputs: int, each: int) -> int:
-    """In how many equal parts the inputs are summed, so that little enough exists at a time."""
+def _parts(outputs: int, each: int) -> int:
+    """In how many equal parts the outputs are made, so that little enough exists at a time."""
     most = max(1, AT_ONCE // max(each, 1))
-    rows = next(rows for rows in range(min(max(inputs, 1), most), 0, -1) if inputs % rows == 0)
-    return max(inputs // rows, 1)
+    rows = next(rows for rows in range(min(max(outputs, 1), most), 0, -1) if outputs % rows == 0)
+    return max(outputs // rows, 1)

@@ -244,7 +244,7 @@ class DropBlock(_Noise):
 class DropConnectLinear(_Noise):
     """A linear layer of whose weights a fraction is dropped; see `dropseed.jax.drop_connect`.
 
-    Its weight is (O, I), as Equinox's is. The draws are those of the function: of (1, I, O).
+    Its weight is (O, I), as Equinox's is. The draws are those of the function: of (1, O, I).
 
     Args:
         linear: an `equinox.nn.Linear`, whose weights are taken.
