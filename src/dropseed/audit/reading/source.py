@@ -10,6 +10,7 @@ import ast
 import io
 import json
 import re
+import sys
 import tokenize
 import warnings
 from bisect import bisect_right
@@ -22,6 +23,7 @@ from dropseed.audit.finding import Span
 LINE_END = re.compile(r"\r\n|\r|\n")
 """What ends a line for Python; `str.splitlines` knows more ends than the parser does."""
 
+_PYTHON = ".".join(map(str, sys.version_info[:2]))
 _MAGIC = re.compile(r"\s*[%!?]|.*=\s*[%!]|[^#'\"]*\?\??\s*$")
 _PYTHON_CELLS = re.compile(r"%%(?:time|timeit|capture|prun|memit|skip_if\w*)\b")
 
@@ -159,9 +161,8 @@ def parse(source: Source) -> tuple[ast.Module, list[UnreadableError]]:
                 warnings.simplefilter("ignore")
                 return ast.parse(source.text), left_out
         except SyntaxError as error:
-            problem = UnreadableError(
-                f"syntax error: {error.msg}", error.lineno or 1, error.offset or 1
-            )
+            reason = f"syntax error for Python {_PYTHON}: {error.msg}"
+            problem = UnreadableError(reason, error.lineno or 1, error.offset or 1)
         except (RecursionError, MemoryError, ValueError) as error:
             problem = UnreadableError(f"the parser gave up ({type(error).__name__}: {error})")
         cell = source.cell_at(problem.line)
