@@ -90,6 +90,20 @@ WRONG = [
         """,
         id="a Sequential",
     ),
+    pytest.param(
+        """
+        class Mlp(nn.Module):
+            def __init__(self, n, p):
+                super().__init__()
+                drop = [nn.Dropout1d(p)] if p else []  # wrong
+                layers = [nn.Linear(n, n), nn.ReLU(), *drop]
+                self.net = nn.Sequential(*layers, nn.Linear(n, n))
+
+            def forward(self, x):
+                return self.net(x)
+        """,
+        id="between linear layers",
+    ),
 ]
 
 
@@ -98,6 +112,22 @@ def right(kind, run, **options):
 
 
 RIGHT = [
+    pytest.param(
+        """
+        class Mixing(nn.Module):
+            def __init__(self, n):
+                super().__init__()
+                self.net = nn.Sequential(nn.Linear(n, n), nn.Dropout1d(0.1), nn.Linear(n, n))
+
+            def forward(self, x):
+                return self.net(x.transpose(1, 2)).transpose(1, 2)
+        """,
+        id="between linear layers that work along another axis",
+    ),
+    pytest.param(
+        "net = nn.Sequential(nn.Linear(8, 8), nn.Dropout1d(0.1), nn.Linear(8, 8))",
+        id="between linear layers, used elsewhere",
+    ),
     right("Dropout2d", "return self.drop(self.conv2(x))", id="maps"),
     right("Dropout1d", "return self.drop(self.conv1(x))", id="maps of one dimension"),
     right("Dropout2d", "return self.drop(self.conv1(x))", id="as was usual before Dropout1d"),
@@ -167,13 +197,18 @@ RIGHT = [
 ]
 
 CHANGES = [
+    ("if _in_a_row(step, file) else", "if True else"),
+    ("if _in_a_row(step, file) else", "if False else"),
+    ("return not moved and any", "return any"),
+    ("owner is None or _MOVED", "_MOVED"),
+    ('any(at.family == "linear" for at in step.after(*ELEMENTS))', "True"),
     ('("torch.", "dropseed.")', '("torch.", "dropseed.", "keras.")'),
     ("axes(at) == 2 and", "axes(at) == 9 and"),
     ("if at.family in families and not apart(at, step, file)", "if at.family in families"),
     ('if step.kind.lower().endswith("1d")', "if False"),
     ('if step.kind.lower().endswith("1d")', "if True"),
-    ('if words else ("recurrent", "embedding")', ""),
-    ('("recurrent",) if words else', ""),
+    ("if not _WORDS.search(ast.unparse(step.node)):", "if True:"),
+    ("if not _WORDS.search(ast.unparse(step.node)):", "if False:"),
     ('LAST = ("linear", "recurrent", "embedding")', 'LAST = ("recurrent", "embedding")'),
     ('LAST = ("linear", "recurrent", "embedding")', 'LAST = ("linear", "recurrent")'),
     ('("activation", "identity", "elementwise"', '("identity", "elementwise"'),

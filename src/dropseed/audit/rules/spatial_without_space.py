@@ -66,6 +66,7 @@ ELEMENTS = ("activation", "identity", "elementwise", "spatial", "alpha", "norm")
 """What leaves the axes as they are and may work on any data."""
 LAST = ("linear", "recurrent", "embedding")
 """What has its features in the last axis."""
+_MOVED = re.compile(r"transpose|permute|rearrange|swapaxes|movedim|moveaxis|\.m?T\b|mixer|time")
 _WORDS = re.compile(r"word|token|position|step|frame", re.IGNORECASE)
 
 _EFFECTS = {
@@ -102,13 +103,15 @@ def _channels_last(step: Step) -> bool:
 def _features_last(step: Step, file: File) -> Step | None:
     """The layer behind which a dropout would drop positions.
 
-    A linear layer may work along time, before the one-dimensional dropout of channels; and whole
-    words may be meant to go behind an embedding, if a name says so.
+    A linear layer may work along time, before the one-dimensional dropout of channels, where its
+    class moves axes or no other linear layer follows; and whole words may be meant to go behind an
+    embedding, if a name says so.
     """
     families: tuple[str, ...] = LAST
     if step.kind.lower().endswith("1d"):
-        words = _WORDS.search(ast.unparse(step.node))
-        families = ("recurrent",) if words else ("recurrent", "embedding")
+        families = ("recurrent",)
+        if not _WORDS.search(ast.unparse(step.node)):
+            families += ("embedding", "linear") if _in_a_row(step, file) else ("embedding",)
     return next(
         (
             at
@@ -117,6 +120,13 @@ def _features_last(step: Step, file: File) -> Step | None:
         ),
         None,
     )
+
+
+def _in_a_row(step: Step, file: File) -> bool:
+    """Whether a linear layer takes what a dropout gives, in a class that moves no axes."""
+    owner = file.class_of(step.site)
+    moved = owner is None or _MOVED.search(ast.unparse(owner.node))
+    return not moved and any(at.family == "linear" for at in step.after(*ELEMENTS))
 
 
 RULE = Rule("DS203", "spatial-dropout-without-space", Severity.ERROR, __doc__, check)
