@@ -114,7 +114,9 @@ def test_a_file_that_does_not_parse_is_one_finding(call):
     put(a="x = 1\nprint 'two'\n", b=WRONG)
     status, out, err = call()
     assert (status, err) == (1, "")
-    assert re.match(r"a\.py:2:\d+: DS001 syntax error for Python 3\.\d+: [^\n]+\nb\.py:7:16: DS101 ", out)
+    assert re.match(
+        r"a\.py:2:\d+: DS001 syntax error for Python 3\.\d+: [^\n]+\nb\.py:7:16: DS101 ", out
+    )
     assert call("--select", "DS3")[0] == 1
     assert call("--ignore", "DS001,DS101")[0] == 0
 

@@ -323,3 +323,10 @@ def test_shards_that_lead_nowhere_are_refused(shard, error, match):
 def test_traced_starts_must_be_integers():
     with pytest.raises(InvalidTypeError, match="`start` must be integers"):
         jax.jit(lambda start: dsj.keep(Key(0), 0.5, (4, 4), start=start))(1.5)
+
+
+@pytest.mark.parametrize("noise_shape", [5, (4.0, 1), "41"])
+@pytest.mark.parametrize("function", [dsj.dropout, dsj.alpha])
+def test_a_noise_shape_of_the_wrong_type(function, noise_shape):
+    with pytest.raises(TypeError, match="`noise_shape` must be a sequence of integers and None"):
+        function(Key(0), jnp.ones((4, 6)), 0.5, noise_shape=noise_shape)

@@ -231,6 +231,20 @@ def test_weights_that_are_refused():
 # ---- attention ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": np.ones((1, 1, 4, 5), bool)}, r"`mask` must broadcast to \(B, N, T, S\)"),
+        ({"bias": np.ones((2, 1, 1, 5, 5))}, r"`bias` must broadcast to \(B, N, T, S\)"),
+        ({"mask": np.ones((5, 5), int)}, "`mask` must be boolean"),
+    ],
+)
+def test_a_mask_or_bias_that_is_refused(options, message):
+    x = jnp.ones((2, 5, 4, 8))
+    with pytest.raises((InvalidValueError, InvalidTypeError), match=message):
+        dsj.scaled_dot_product_attention(x, x, x, **options)
+
+
 def qkv(keys=4, dtype="float32"):
     return arrays((2, 5, 4, 8), (2, 7, keys, 8), (2, 7, keys, 8), dtype=dtype)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dropseed.errors import InvalidValueError
+from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.jax import functional, laws
 from dropseed.jax.rates import strength
 
@@ -31,9 +31,9 @@ def scaled_dot_product_attention(
 ) -> Array:
     """Attention whose probabilities drop out: ``dropout(softmax(q k / sqrt(H) + bias)) v``.
 
-    Vaswani et al. 2017, "Attention is all you need", section 3.2.1. The arguments and the layout
-    are those of `jax.nn.dot_product_attention`; the noise shape is (B, N, T, S), whatever the
-    layout, as in PyTorch.
+    Vaswani et al. 2017, "Attention is all you need", section 3.2.1. The layout and the arguments
+    that it has are those of `jax.nn.dot_product_attention`; the noise shape is (B, N, T, S),
+    whatever the layout, as in PyTorch.
 
     Args:
         query: floating-point array (B, T, N, H): batch, time, heads, features.
@@ -76,6 +76,9 @@ def scaled_dot_product_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     wide = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("btnh,bsnh->bnts", query, key, preferred_element_type=wide) * scale
+    for name, array in (("bias", bias), ("mask", mask)):
+        if array is not None:
+            _check_reach(name, array, logits.shape)
     if bias is not None:
         logits = logits + bias
     probabilities = jax.nn.softmax(_masked(logits, mask, is_causal), axis=-1).astype(key.dtype)
@@ -103,6 +106,19 @@ def _check(query: Array, key: Array, value: Array) -> None:
         raise InvalidValueError(
             "`query`, `key` and `value` must be (B, T, N, H), (B, S, K, H) and the same, where K "
             f"divides N; got {query.shape}, {key.shape} and {value.shape}."
+        )
+
+
+def _check_reach(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Check a bias or mask: it broadcasts to the logits, and a mask is boolean."""
+    given = jnp.shape(array)
+    if len(given) > len(shape) or any(
+        size not in (1, whole) for size, whole in zip(given[::-1], shape[::-1], strict=False)
+    ):
+        raise InvalidValueError(f"`{name}` must broadcast to (B, N, T, S), {shape}; got {given}.")
+    if name == "mask" and jnp.result_type(array) != jnp.bool_:
+        raise InvalidTypeError(
+            f"`mask` must be boolean, True where a query may look; got {jnp.result_type(array)}."
         )
 
 

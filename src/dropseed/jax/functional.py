@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from dropseed.errors import InvalidValueError
+from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.jax import keys, laws, primitive
 from dropseed.jax.rates import strength
 from dropseed.jax.shards import draws
@@ -339,6 +340,11 @@ def _shapes(variant: str, x: Array, layout: str) -> tuple[tuple[int, ...], tuple
 
 def _checked_noise(noise_shape: Sequence[int | None], shape: tuple[int, ...]) -> tuple[int, ...]:
     """A noise shape with the input's sizes for None; one with fewer axes is broadcast."""
+    known = isinstance(noise_shape, Sequence) and not isinstance(noise_shape, str)
+    if not known or any(not isinstance(size, int | np.integer | None) for size in noise_shape):
+        raise InvalidTypeError(
+            f"`noise_shape` must be a sequence of integers and None; got {noise_shape!r}."
+        )
     sizes = (*(1,) * (len(shape) - len(noise_shape)), *noise_shape)
     if len(sizes) != len(shape) or any(
         size not in (None, 1, whole) for size, whole in zip(sizes, shape, strict=True)
