@@ -13,7 +13,12 @@ SOURCE = ROOT / "src"
 
 NUMPY_ONLY = sys.stdlib_module_names | {"numpy", "dropseed"}
 STANDARD_ONLY = sys.stdlib_module_names | {"dropseed"}
-OUTSIDE = {"errors": STANDARD_ONLY, "mask": NUMPY_ONLY, "audit": STANDARD_ONLY}
+OUTSIDE = {
+    "errors": STANDARD_ONLY,
+    "mask": NUMPY_ONLY,
+    "conversion": STANDARD_ONLY,
+    "audit": STANDARD_ONLY,
+}
 """The top-level packages that a part may import; parts that are not named here may import any."""
 
 HOSTS = {"dropseed.audit.running.pytest_plugin": "pytest"}
@@ -111,8 +116,9 @@ def allowed():
 def test_table(allowed):
     assert allowed["errors"] == set()
     assert allowed["mask"] == {"errors"}
-    assert allowed["torch"] == allowed["jax"] == {"errors", "mask", "kernels"}
-    assert allowed["keras"] == {"errors", "mask", "kernels", "torch", "jax"}
+    assert allowed["conversion"] == allowed["kernels"] == {"errors", "mask"}
+    assert allowed["torch"] == allowed["jax"] == {"errors", "mask", "kernels", "conversion"}
+    assert allowed["keras"] == {*allowed["torch"], "torch", "jax"}
     assert allowed["audit"] == {"errors"}
     assert allowed["cli"] == set(allowed) - {"cli"}
 

@@ -41,6 +41,32 @@ class _Noise(eqx.Module):
         self.p = p
         self.inference = inference
 
+    def __call__(self, x: Array, *, key: Any = None, inference: bool | None = None) -> Array:
+        """Drop, or return the input in inference.
+
+        Args:
+            x: floating-point array. One sample where channels or paths are meant: maps are
+                (C, *), as Equinox's layers take them.
+            key: a key of `jax.random`, or one of ours.
+            inference: overrides the module's.
+
+        Returns:
+            Array of the input's shape and type; of a linear layer, its output.
+        """
+        rate = self._rate(key, inference)
+        if rate is None:
+            return self._whole(x)
+        # Without a key, every draw of any key drops.
+        return self._dropped(Key(0) if key is None else key, x, rate)
+
+    def _dropped(self, key: Any, x: Array, rate: Any) -> Array:
+        """What training gives."""
+        raise NotImplementedError
+
+    def _whole(self, x: Array) -> Array:
+        """What inference gives."""
+        return x
+
     def _rate(self, key: Any, inference: bool | None) -> Any:
         """The rate of one call, None where nothing is dropped."""
         inference = self.inference if inference is None else inference
@@ -57,10 +83,6 @@ class _Noise(eqx.Module):
     def _drops_all(self) -> bool:
         """Whether every draw of any key drops."""
         return bool(self.p == 1)
-
-
-def _given(key: Any) -> Any:
-    return Key(0) if key is None else key  # without one, every draw of any key drops
 
 
 class Dropout(_Noise):
@@ -84,19 +106,8 @@ class Dropout(_Noise):
         Array([1., 1., 1.], dtype=float32)
     """
 
-    def __call__(self, x: Array, *, key: Any = None, inference: bool | None = None) -> Array:
-        """Drop, or return the input in inference.
-
-        Args:
-            x: floating-point array of any shape.
-            key: a key of `jax.random`, or one of ours.
-            inference: overrides the module's.
-
-        Returns:
-            Array of the input's shape and type.
-        """
-        rate = self._rate(key, inference)
-        return x if rate is None else functional.dropout(_given(key), x, rate)
+    def _dropped(self, key: Any, x: Array, rate: Any) -> Array:
+        return functional.dropout(key, x, rate)
 
 
 class SpatialDropout(_Noise):
@@ -113,12 +124,8 @@ class SpatialDropout(_Noise):
         Array([2., 2., 0.], dtype=float32)
     """
 
-    def __call__(self, x: Array, *, key: Any = None, inference: bool | None = None) -> Array:
-        """Drop channels of (C, *), as Equinox's layers take it; arguments as in `Dropout`."""
-        rate = self._rate(key, inference)
-        if rate is None:
-            return x
-        return functional.spatial(_given(key), x[None], rate, data_format="channels_first")[0]
+    def _dropped(self, key: Any, x: Array, rate: Any) -> Array:
+        return functional.spatial(key, x[None], rate, data_format="channels_first")[0]
 
 
 class DropPath(_Noise):
@@ -137,10 +144,8 @@ class DropPath(_Noise):
         Array([2., 0., 2., 0.], dtype=float32)
     """
 
-    def __call__(self, x: Array, *, key: Any = None, inference: bool | None = None) -> Array:
-        """Drop the whole input or nothing; arguments as in `Dropout`."""
-        rate = self._rate(key, inference)
-        return x if rate is None else functional.drop_path(_given(key), x[None], rate)[0]
+    def _dropped(self, key: Any, x: Array, rate: Any) -> Array:
+        return functional.drop_path(key, x[None], rate)[0]
 
 
 class AlphaDropout(_Noise):
@@ -157,10 +162,8 @@ class AlphaDropout(_Noise):
         Array([ True,  True, False, False], dtype=bool)
     """
 
-    def __call__(self, x: Array, *, key: Any = None, inference: bool | None = None) -> Array:
-        """Drop, or return the input in inference; arguments as in `Dropout`."""
-        rate = self._rate(key, inference)
-        return x if rate is None else functional.alpha(_given(key), x, rate)
+    def _dropped(self, key: Any, x: Array, rate: Any) -> Array:
+        return functional.alpha(key, x, rate)
 
 
 class GaussianDropout(_Noise):
@@ -177,10 +180,8 @@ class GaussianDropout(_Noise):
         Array([159., 143.], dtype=float32)
     """
 
-    def __call__(self, x: Array, *, key: Any = None, inference: bool | None = None) -> Array:
-        """Multiply, or return the input in inference; arguments as in `Dropout`."""
-        rate = self._rate(key, inference)
-        return x if rate is None else functional.gaussian(_given(key), x, rate)
+    def _dropped(self, key: Any, x: Array, rate: Any) -> Array:
+        return functional.gaussian(key, x, rate)
 
 
 class DropBlock(_Noise):
@@ -224,13 +225,9 @@ class DropBlock(_Noise):
     def _drops_all(self) -> bool:
         return self.exact and super()._drops_all()  # by the paper's formula gamma is below 1
 
-    def __call__(self, x: Array, *, key: Any = None, inference: bool | None = None) -> Array:
-        """Drop blocks of (C, *), as Equinox's layers take it; arguments as in `Dropout`."""
-        rate = self._rate(key, inference)
-        if rate is None:
-            return x
+    def _dropped(self, key: Any, x: Array, rate: Any) -> Array:
         return drop_block(
-            _given(key),
+            key,
             x[None],
             rate,
             self.block_size,
@@ -275,10 +272,10 @@ class DropConnectLinear(_Noise):
         super().__init__(p, inference)
         self.linear, self.drop_bias = linear, drop_bias
 
-    def __call__(self, x: Array, *, key: Any = None, inference: bool | None = None) -> Array:
-        """The layer of one sample (I,), with weights dropped; arguments as in `Dropout`."""
-        rate = self._rate(key, inference)
-        if rate is None:
-            return self.linear(x)
+    def _dropped(self, key: Any, x: Array, rate: Any) -> Array:
         weight, bias = self.linear.weight.T, self.linear.bias
-        return drop_connect(_given(key), x, weight, bias, rate, drop_bias=self.drop_bias)
+        return drop_connect(key, x, weight, bias, rate, drop_bias=self.drop_bias)
+
+    def _whole(self, x: Array) -> Array:
+        output: Array = self.linear(x)
+        return output

@@ -50,6 +50,31 @@ class _Noise(nnx.Module):
         self.rng_collection = rng_collection
         self.rngs = nnx.data(None) if rngs is None else _stream(rngs, rng_collection).fork()
 
+    def __call__(
+        self, inputs: Array, *, deterministic: bool | None = None, rngs: Any = None
+    ) -> Array:
+        """Drop in training; in inference return the inputs.
+
+        Args:
+            inputs: floating-point array.
+            deterministic: overrides the module's.
+            rngs: an `nnx.Rngs`, an `nnx.RngStream`, a key of `jax.random`, or one of ours.
+
+        Returns:
+            Array of the inputs' shape and type; of a linear layer, its output.
+        """
+        if not self._training(deterministic):
+            return self._whole(inputs)
+        return self._dropped(self._key(rngs), inputs)
+
+    def _dropped(self, key: Any, inputs: Array) -> Array:
+        """What training gives."""
+        raise NotImplementedError
+
+    def _whole(self, inputs: Array) -> Array:
+        """What inference gives."""
+        return inputs
+
     def _training(self, deterministic: bool | None) -> bool:
         chosen = self.deterministic if deterministic is None else deterministic
         if chosen is None:
@@ -137,25 +162,11 @@ class Dropout(_Noise):
         )
         self.broadcast_dims = tuple(broadcast_dims)
 
-    def __call__(
-        self, inputs: Array, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> Array:
-        """Drop in training, return the inputs otherwise.
-
-        Args:
-            inputs: floating-point array of any shape.
-            deterministic: overrides the module's.
-            rngs: an `nnx.Rngs`, an `nnx.RngStream`, a key of `jax.random`, or one of ours.
-
-        Returns:
-            Array of the inputs' shape and type.
-        """
-        if not self._training(deterministic):
-            return inputs
+    def _dropped(self, key: Any, inputs: Array) -> Array:
         noise: list[int | None] = [None] * inputs.ndim
         for axis in self.broadcast_dims:
             noise[axis] = 1
-        return functional.dropout(self._key(rngs), inputs, self.rate, noise_shape=noise)
+        return functional.dropout(key, inputs, self.rate, noise_shape=noise)
 
 
 class SpatialDropout(_Noise):
@@ -191,13 +202,7 @@ class SpatialDropout(_Noise):
         )
         self.data_format = data_format
 
-    def __call__(
-        self, inputs: Array, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> Array:
-        """Drop channels in training; arguments as in `Dropout`."""
-        if not self._training(deterministic):
-            return inputs
-        key = self._key(rngs)
+    def _dropped(self, key: Any, inputs: Array) -> Array:
         return functional.spatial(key, inputs, self.rate, data_format=self.data_format)
 
 
@@ -217,13 +222,8 @@ class DropPath(_Noise):
         Array([2., 2., 0., 0.], dtype=float32)
     """
 
-    def __call__(
-        self, inputs: Array, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> Array:
-        """Drop paths in training; arguments as in `Dropout`."""
-        if not self._training(deterministic):
-            return inputs
-        return functional.drop_path(self._key(rngs), inputs, self.rate)
+    def _dropped(self, key: Any, inputs: Array) -> Array:
+        return functional.drop_path(key, inputs, self.rate)
 
 
 class AlphaDropout(_Noise):
@@ -242,13 +242,8 @@ class AlphaDropout(_Noise):
         Array([ True,  True, False, False], dtype=bool)
     """
 
-    def __call__(
-        self, inputs: Array, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> Array:
-        """Drop in training; arguments as in `Dropout`."""
-        if not self._training(deterministic):
-            return inputs
-        return functional.alpha(self._key(rngs), inputs, self.rate)
+    def _dropped(self, key: Any, inputs: Array) -> Array:
+        return functional.alpha(key, inputs, self.rate)
 
 
 class GaussianDropout(_Noise):
@@ -267,13 +262,8 @@ class GaussianDropout(_Noise):
         Array([159., 143.], dtype=float32)
     """
 
-    def __call__(
-        self, inputs: Array, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> Array:
-        """Multiply in training; arguments as in `Dropout`."""
-        if not self._training(deterministic):
-            return inputs
-        return functional.gaussian(self._key(rngs), inputs, self.rate)
+    def _dropped(self, key: Any, inputs: Array) -> Array:
+        return functional.gaussian(key, inputs, self.rate)
 
 
 class DropBlock(_Noise):
@@ -324,14 +314,9 @@ class DropBlock(_Noise):
     def _drops_all(self) -> bool:
         return self.exact and super()._drops_all()  # by the paper's formula gamma is below 1
 
-    def __call__(
-        self, inputs: Array, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> Array:
-        """Drop blocks in training; arguments as in `Dropout`."""
-        if not self._training(deterministic):
-            return inputs
+    def _dropped(self, key: Any, inputs: Array) -> Array:
         return drop_block(
-            self._key(rngs),
+            key,
             inputs,
             self.rate,
             self.block_size,
@@ -383,16 +368,10 @@ class DropConnectLinear(_Noise):
         self.per_sample = per_sample
         self.drop_bias = drop_bias
 
-    def __call__(
-        self, inputs: Array, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> Array:
-        """The layer, with weights dropped in training; arguments as in `Dropout`."""
-        if not self._training(deterministic):
-            output: Array = self.linear(inputs)
-            return output
+    def _dropped(self, key: Any, inputs: Array) -> Array:
         bias = self.linear.bias
         return drop_connect(
-            self._key(rngs),
+            key,
             inputs,
             self.linear.kernel[...],
             None if bias is None else bias[...],
@@ -400,3 +379,7 @@ class DropConnectLinear(_Noise):
             per_sample=self.per_sample,
             drop_bias=self.drop_bias,
         )
+
+    def _whole(self, inputs: Array) -> Array:
+        output: Array = self.linear(inputs)
+        return output

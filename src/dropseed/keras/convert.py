@@ -15,6 +15,8 @@ from typing import Any
 import keras
 from keras.src.models.functional import Functional
 
+from dropseed import conversion
+from dropseed.conversion import NotReplaced, Replaced
 from dropseed.errors import InvalidValueError
 from dropseed.keras import layers
 from dropseed.keras.base import KeyedLayer
@@ -33,27 +35,7 @@ _NUMBERS = ("dropout", "recurrent_dropout")
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
-    """A layer that was replaced: its name in the model, both classes, the rate and the site."""
-
-    name: str
-    old: str
-    new: str
-    rate: float
-    site: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotReplaced:
-    """A layer that drops, or may drop, and was left alone: its name, what it is, and why."""
-
-    name: str
-    what: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(conversion.Report):
     """What `convert` did; `print` shows it as tables.
 
     Attributes:
@@ -64,20 +46,7 @@ class Report:
         notes: sentences about the whole.
     """
 
-    model: Any = field(repr=False)
-    replaced: tuple[Replaced, ...] = ()
-    not_replaced: tuple[NotReplaced, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        done = [(r.name, r.old, r.new, str(r.rate), str(r.site)) for r in self.replaced]
-        left = [(n.name or ".", n.what, n.reason) for n in self.not_replaced]
-        parts = [
-            *_table(("replaced", "was", "is", "rate", "site"), done),
-            *_table(("not replaced", "what", "why"), left),
-            *(f"Note: {note}" for note in self.notes),
-        ]
-        return "\n".join(parts)
+    model: Any = field(kw_only=True, repr=False)
 
 
 def convert(model: Any) -> Report:
@@ -131,7 +100,8 @@ def convert(model: Any) -> Report:
         elif reason := _why_not(layer):
             left.append(NotReplaced(name, _shown(layer), reason))
         _forget(layer)
-    return Report(new, tuple(replaced), tuple(left), tuple(_notes(new, replaced, before)))
+    notes = tuple(_notes(new, replaced, before))
+    return Report(tuple(replaced), tuple(left), notes, model=new)
 
 
 class _Swap:
@@ -310,11 +280,3 @@ def _notes(model: Any, replaced: Sequence[Replaced], before: Sequence[str]) -> I
         yield "there is nothing to convert: no dropout layer was found that can be replaced."
     if not model.built:
         yield "the model isn't built; layers that it makes when it is are not converted."
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    if rows:
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        for row in (head, *rows):
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            yield "  ".join(cells).rstrip()

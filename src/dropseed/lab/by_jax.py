@@ -105,7 +105,10 @@ def _judged(params: Weights, images: Array, labels: Array, **dropout: Any) -> tu
     return losses, (answers.argmax(1) == labels).sum()
 
 
-_evaluate = jax.jit(lambda *given: (lambda at: (at[0].sum(), at[1]))(_judged(*given)))
+@jax.jit
+def _evaluate(params: Weights, images: Array, labels: Array) -> tuple[Array, Array]:
+    losses, correct = _judged(params, images, labels)
+    return losses.sum(), correct
 
 
 def _step(

@@ -7,14 +7,14 @@ reported with the reason.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from dropseed.conversion import NotReplaced, Replaced, Report
 from dropseed.errors import InvalidTypeError, InvalidValueError
 from dropseed.mask import Rate
 from dropseed.mask.key import integer, site_number
@@ -32,56 +32,6 @@ from dropseed.torch.keyed import KeyedLayer, Place, check_sites, named_layers, p
 from dropseed.torch.weights import WeightDrop, WeightDrops, attach, detach
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
-
-
-@dataclass(frozen=True, slots=True)
-class Replaced:
-    """A layer that was replaced: its name, both classes, the new one's rate and site."""
-
-    name: str
-    old: str
-    new: str
-    rate: float
-    site: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotReplaced:
-    """A layer or a functional call that was left alone: its module's name, what it is, and why."""
-
-    name: str
-    what: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `convert` or `revert` did; `print` shows it as tables.
-
-    Attributes:
-        replaced: the layers replaced, in the order of the model.
-        not_replaced: what drops, or may drop, and was left alone.
-        notes: sentences about the whole, for instance that there was nothing to convert.
-
-    Example:
-        >>> print(convert(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))))
-        replaced  was            is                rate  site
-        1         torch.Dropout  dropseed.Dropout  0.1   2212294583
-    """
-
-    replaced: tuple[Replaced, ...] = ()
-    not_replaced: tuple[NotReplaced, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        done = [(r.name or ".", r.old, r.new, str(r.rate), str(r.site)) for r in self.replaced]
-        left = [(n.name or ".", n.what, n.reason) for n in self.not_replaced]
-        parts = [
-            *_table(("replaced", "was", "is", "rate", "site"), done),
-            *_table(("not replaced", "what", "why"), left),
-            *(f"Note: {note}" for note in self.notes),
-        ]
-        return "\n".join(parts)
 
 
 def convert(
@@ -325,11 +275,3 @@ def _notes(converted: int, before: int) -> Iterator[str]:
         yield f"dropseed's already, and left as they are: {count}. To change them, revert first."
     elif not converted:
         yield "there is nothing to convert: no dropout layer was found that can be replaced."
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    if rows:
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        for row in (head, *rows):
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            yield "  ".join(cells).rstrip()
